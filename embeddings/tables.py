@@ -1,0 +1,35 @@
+"""Schema → TorchRec table configs: one table for each name, however many features share it.
+
+Weights start at zero here; `embeddings.init` fills them once it is known which rank holds what.
+"""
+
+from torch import nn
+from torchrec import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+
+from features.schema import Schema
+
+
+def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
+    """Tables of the pooled features; bags are pooled by their mean, so that length carries no weight of its own."""
+    tables: dict[str, EmbeddingBagConfig] = {}
+    for feature in schema.embedded:
+        assert feature.rows is not None, f"{feature.name} has not been fitted"
+        if feature.table_name in tables:
+            tables[feature.table_name].feature_names.append(feature.name)
+            continue
+        tables[feature.table_name] = EmbeddingBagConfig(
+            name=feature.table_name,
+            num_embeddings=feature.rows,
+            embedding_dim=feature.dim,
+            feature_names=[feature.name],
+            pooling=PoolingType.MEAN,
+            init_fn=nn.init.zeros_,
+        )
+    return list(tables.values())
+
+
+def item_table(items: int, dim: int, features: list[str]) -> EmbeddingConfig:
+    """The retriever's table: a row an item, row 0 for what is not in the vocabulary."""
+    return EmbeddingConfig(
+        name="item", num_embeddings=items + 1, embedding_dim=dim, feature_names=features, init_fn=nn.init.zeros_
+    )

@@ -1,0 +1,1 @@
+"""The data's vocabulary: events, schema, time. Polars and PyArrow only."""

@@ -1,0 +1,1 @@
+"""One source of logs a file: `Config`, `inputs(config)`, `load(config) -> RawLog`."""

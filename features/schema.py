@@ -1,0 +1,120 @@
+"""What the features of a run are: declared in its TOML, resolved by fitting, fingerprinted wherever they travel.
+
+[[features]]
+name = "genres"
+kind = "bag"
+source = "item.categories"
+transform = "lookup"
+table = "genre"
+dim = 16
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from features import registry
+from features.errors import InputError
+from features.manifest import fingerprint
+from features.settings import Settings
+
+Kind = Literal["sparse", "bag", "dense"]
+
+
+class FeatureSpec(Settings):
+    """One feature of the ranker."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Its name in examples, tables and reports."""
+    kind: Kind
+    """`sparse`: one id; `bag`: any number of ids, pooled; `dense`: one number."""
+    source: str = Field(pattern=r"^(user|item|request)\.[a-z][a-z0-9_]*$")
+    """`user.…` and `item.…`: a column of that table; `request.…`: a column of the example as of its time."""
+    transform: str
+    """The file in `features/transforms` that computes it."""
+    params: dict[str, Any] = {}
+    """Parameters of the transform."""
+    table: str | None = None
+    """Embedding table of a sparse or bag feature; features may share one. Default: the feature's name."""
+    dim: int = Field(default=16, gt=0)
+    """Columns of the embedding table."""
+    rows: int | None = Field(default=None, gt=0)
+    """Rows of the embedding table; known after fitting."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "FeatureSpec":
+        if self.transform not in registry.known("features.transforms"):
+            names = ", ".join(registry.known("features.transforms"))
+            raise ValueError(f"transform {self.transform!r} is not known; use one of: {names}")
+        if self.kind == "dense" and self.table is not None:
+            raise ValueError("a dense feature has no table; remove table or change kind")
+        return self
+
+    @property
+    def table_name(self) -> str:
+        """The embedding table that it reads."""
+        return self.table or self.name
+
+
+class Schema(Settings):
+    """The resolved features of a split: what examples hold, what a model is built for, what a bundle answers."""
+
+    features: tuple[FeatureSpec, ...]
+    label: str
+    """Name of the label column."""
+    items: int = Field(ge=0)
+    """Items in the vocabulary; indices are 1 … items, 0 is out of vocabulary."""
+    users: int = Field(ge=0)
+    """Users in the vocabulary, likewise."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Schema":
+        names = [feature.name for feature in self.features]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"feature names are used twice: {', '.join(sorted(twice))}; rename one")
+        for feature in self.embedded:
+            first = next(other for other in self.embedded if other.table_name == feature.table_name)
+            if (first.dim, first.rows) != (feature.dim, feature.rows):
+                raise ValueError(
+                    f"features {first.name} and {feature.name} share table {first.table_name} but not its shape "
+                    f"({first.rows} × {first.dim}, {feature.rows} × {feature.dim}); give both the same dim and transform"
+                )
+        return self
+
+    @property
+    def embedded(self) -> tuple[FeatureSpec, ...]:
+        """Sparse and bag features, in order: the keys of the batch's KeyedJaggedTensor."""
+        return tuple(feature for feature in self.features if feature.kind != "dense")
+
+    @property
+    def dense(self) -> tuple[FeatureSpec, ...]:
+        """Dense features, in order: the columns of the batch's dense tensor."""
+        return tuple(feature for feature in self.features if feature.kind == "dense")
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever anything that a model depends on changes."""
+        return fingerprint(self.model_dump(mode="json"))
+
+    def require_equal(self, other: "Schema", mine: str, theirs: str) -> None:
+        """Refuse to mix things made for different schemas.
+
+        Raises:
+            InputError: naming the first difference between `mine` and `theirs` (descriptions of the two).
+        """
+        if self.fingerprint == other.fingerprint:
+            return
+        ours, others = self.model_dump(mode="json"), other.model_dump(mode="json")
+        pairs = [(key, ours[key], others[key]) for key in ("label", "items", "users")]
+        named = {f.name: f.model_dump(mode="json") for f in other.features}
+        for feature in self.features:
+            pairs.append((f"feature {feature.name}", feature.model_dump(mode="json"), named.pop(feature.name, None)))
+        pairs += [(f"feature {name}", None, spec) for name, spec in named.items()]
+        what, a, b = next((pair for pair in pairs if pair[1] != pair[2]), ("order of features", "", ""))
+        if isinstance(a, dict) and isinstance(b, dict):
+            field = next(key for key in a if a[key] != b[key])
+            what, a, b = f"{what}, {field}", a[field], b[field]
+        raise InputError(
+            f"{mine} and {theirs} have different schemas: {what} is {a} against {b}; run `recsys export` again"
+        )

@@ -1,0 +1,35 @@
+"""A number: optionally log(1 + x), optionally standardised by the mean and deviation of the training part."""
+
+from typing import Any
+
+import polars as pl
+
+from features.settings import Settings
+from features.transforms._fitting import Fitting, fit_scale, scaled
+
+YIELDS = ("dense",)
+
+
+class Params(Settings):
+    """Parameters of the scaling."""
+
+    log: bool = False
+    """Take log(1 + x) first; x below 0 counts as 0."""
+    standardise: bool = True
+    """Subtract the mean, divide by the standard deviation."""
+
+
+def fit(data: Fitting, params: Params) -> dict[str, Any]:
+    """Mean and standard deviation (1 where it is 0 or unknown) of the fitting frame."""
+    return fit_scale(data.frame, _raw(data.source, params))
+
+
+def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
+    """Float32; a missing value becomes the mean."""
+    value = _raw(source, params)
+    return scaled(value, state) if params.standardise else value.fill_null(state["mean"]).cast(pl.Float32)
+
+
+def _raw(source: str, params: Params) -> pl.Expr:
+    value = pl.col(source).cast(pl.Float64)
+    return value.clip(lower_bound=0).log1p() if params.log else value

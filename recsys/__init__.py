@@ -1,0 +1,1 @@
+"""Models, and what is done with them: train, evaluate, export, recommend, replay."""

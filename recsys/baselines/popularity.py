@@ -1,0 +1,32 @@
+"""Most popular first: the log of how many interactions an item had."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from features.settings import Settings
+from recsys.scorer import Histories
+
+
+class Config(Settings):
+    """The section [baselines.popularity]; there is nothing to set."""
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The same scores for everybody."""
+
+    log_count_I: np.ndarray
+    """float32 [I + 1]"""
+
+    def scores(self, histories: Histories) -> np.ndarray:
+        """[B, I + 1], a view of one row."""
+        return np.broadcast_to(self.log_count_I, (len(histories.lengths_B), len(self.log_count_I)))
+
+
+def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> Popularity:
+    """Count `interactions` (`item_index`) for the vocabulary `items`."""
+    count = np.bincount(interactions["item_index"].to_numpy(), minlength=items.height)
+    count[0] = 0
+    return Popularity(np.log1p(count).astype(np.float32))

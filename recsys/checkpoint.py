@@ -1,0 +1,53 @@
+"""torch.distributed.checkpoint directories: saved by every rank, loaded at any world size, finished or absent."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from features import manifest
+from features.errors import InputError
+
+STATE = "state"
+"""The folder of the checkpoint that holds torch's own files."""
+
+
+def unfinished(directory: Path) -> Path:
+    """Where a checkpoint is written until it is finished."""
+    return directory.with_name(directory.name + ".unfinished")
+
+
+def save_state(directory: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+    """Replace the state of the unfinished checkpoint; every rank calls it."""
+    aside = unfinished(directory) / STATE
+    if dist.get_rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    dist.barrier()
+    dcp.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=aside)
+
+
+def finish(directory: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest and give the checkpoint its name; the first rank calls it."""
+    aside = unfinished(directory)
+    manifest.write_json(aside / manifest.MANIFEST, facts)
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+
+
+def load_model(directory: Path, task: nn.Module) -> None:
+    """Fill an unsharded module from a checkpoint of any world size and plan.
+
+    Raises:
+        InputError: there is no finished checkpoint.
+    """
+    if manifest.read(directory) is None:
+        raise InputError(f"{directory}: no finished checkpoint; run `recsys train` first")
+    state = task.state_dict()
+    dcp.load({"model": state}, checkpoint_id=directory / STATE)
+    task.load_state_dict(state)

@@ -1,0 +1,145 @@
+"""The command line.
+
+    recsys run configs/quickstart/ml-100k.toml          all stages, skipping what is up to date
+    recsys train CONFIG --retriever.train.epochs 3      one stage, a field overridden
+    recsys serve CONFIG                                 the server, until Ctrl-C
+
+Progress goes to stderr, results to stdout; `--json` prints them as one object. Bad input: one line, exit status 2.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from features.errors import InputError
+
+if TYPE_CHECKING:
+    from recsys.stages import Run
+
+VERBS = {
+    "run": "prepare, train, export, evaluate and replay, skipping what is up to date",
+    "prepare": "log → examples",
+    "train": "examples → checkpoints",
+    "export": "checkpoints → bundle",
+    "evaluate": "bundle → quality",
+    "replay": "bundle and the held-out tail of the log → quality in time, latency",
+    "probe": "start the server, ask it for a feed, compare with the recommender's own",
+    "serve": "serve the bundle over HTTP until interrupted",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, do, and turn an `InputError` into one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog="recsys",
+        description="Train and serve recommenders.",
+        epilog="Any field of the config can be overridden: --section.field VALUE. See docs/configuration.md.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, text in VERBS.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
+        verb.add_argument("--json", action="store_true", help="print results as one JSON object")
+    known, overrides = parser.parse_known_args(arguments)
+    _quiet()
+    try:
+        _do(known.verb, known.config, overrides, as_json=known.json)
+    except InputError as error:
+        print(f"recsys: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _quiet() -> None:
+    """Keep the libraries' own chatter off stderr, unless the user asks for it with FEEDLINE_DEBUG=1."""
+    if os.environ.get("FEEDLINE_DEBUG") == "1":
+        return
+    warnings.simplefilter("ignore")
+    for name in ("torchrec", "torch", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
+    if verb == "run" and _nothing_to_do(path, overrides, as_json=as_json):
+        return
+    # torch and torchrec take seconds to import, which a run that is up to date need not wait for.
+    from recsys import config as configs
+
+    config = configs.load(path, overrides)
+    if verb == "serve":
+        from serving.app import serve
+
+        serve(config, path)
+        return
+    from recsys.stages import Run
+
+    run = Run(config, path)
+    run.write_config()
+    if verb == "run":
+        _run(run, overrides, as_json=as_json)
+        return
+    if verb == "probe":
+        _probe(run)
+    else:
+        stages: dict[str, Callable[[], None]] = {
+            name: getattr(run, name) for name in ("prepare", "train", "export", "evaluate", "replay")
+        }
+        stages[verb]()
+    if as_json:
+        print(json.dumps(run.results(), indent=2))
+
+
+def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
+    from recsys import report, summary
+
+    run.prepare()
+    run.train()
+    run.export()
+    run.evaluate()
+    if run.config.run.probe:
+        _probe(run)
+    run.replay()
+    results = run.results()
+    page = report.write(run.directory, results)
+    summary.remember(run.directory, run.path, overrides, results)
+    _show(results, page, run.path, as_json=as_json)
+
+
+def _nothing_to_do(path: Path, overrides: list[str], *, as_json: bool) -> bool:
+    """Whether the run is up to date; then it has been said and shown."""
+    from recsys import report, summary
+
+    results = summary.recall(path, overrides)
+    if results is None:
+        return False
+    print(f"{results['directory']}: up to date, nothing to do", file=sys.stderr)
+    _show(results, report.page(Path(results["directory"])), path, as_json=as_json)
+    return True
+
+
+def _show(results: dict[str, Any], page: Path, path: Path, *, as_json: bool) -> None:
+    from recsys import summary
+
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    summary.show(results, page)
+    print(f"Serve it: recsys serve {path}  (or `make serve CONFIG={path}`)")
+
+
+def _probe(run: "Run") -> None:
+    from serving import probe
+
+    run.probe(lambda resolved, bundle: probe.probe(run.config, resolved, bundle))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""One TOML a run: sections owned by the packages that read them, every field overridable on the command line.
+
+recsys run configs/quickstart/ml-100k.toml --retriever.train.epochs 3
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from embeddings.sharding import Config as ShardingConfig
+from features import pipeline, registry
+from features.errors import InputError
+from features.schema import FeatureSpec
+from features.settings import Settings
+from recsys import inference
+from recsys.config_file import check_dataset, read_toml, validate
+from recsys.distributed import Config as LaunchConfig
+from recsys.replay import runner
+from recsys.train import RankerConfig, RetrieverConfig
+
+
+class RunSection(Settings):
+    """The section [run]."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run."""
+    directory: Path = Path("runs")
+    """Where runs are; all of this one is in `<directory>/<name>`."""
+    probe: bool = False
+    """Whether `recsys run` also starts the server, asks it for a feed and compares that with the recommender's own."""
+
+
+class RunConfig(Settings):
+    """A run."""
+
+    run: RunSection
+    """Name and place."""
+    dataset: dict[str, Any]
+    """`kind`, a file in `features/datasets`, and what its Config has."""
+    prepare: pipeline.Config = pipeline.Config()
+    """Splits, labels, histories."""
+    features: tuple[FeatureSpec, ...] = Field(min_length=1)
+    """The ranker's features."""
+    retriever: RetrieverConfig = RetrieverConfig()
+    """The retriever and its training."""
+    ranker: RankerConfig = RankerConfig()
+    """The ranker and its training."""
+    sharding: ShardingConfig = ShardingConfig()
+    """What the planner may do."""
+    launch: LaunchConfig = LaunchConfig()
+    """Processes."""
+    baselines: dict[str, dict[str, Any]] = {}
+    """Baseline → what its Config has; every file in `recsys/baselines` is measured, set here or not."""
+    recommend: inference.Config = inference.Config()
+    """Retrieve, rank, blend."""
+    replay: runner.Config = runner.Config()
+    """Replay of the held-out tail."""
+    serve: dict[str, Any] = {}
+    """The server's section, checked by `serving`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        longest = self.retriever.model.get("max_history", 50)
+        if longest < self.prepare.max_history:
+            raise ValueError(
+                f"retriever.model.max_history = {longest} is less than prepare.max_history = {self.prepare.max_history}; "
+                "set both to the same"
+            )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """All of the run."""
+        return self.run.directory / self.run.name
+
+    @property
+    def served_split(self) -> pipeline.Split:
+        """The split whose bundle is served and replayed: by time where there is one, for it knows no future."""
+        return "time" if "time" in self.prepare.splits else "leave_one_out"
+
+
+def load(path: Path, overrides: list[str]) -> RunConfig:
+    """Read, merge and check a run's config.
+
+    Raises:
+        InputError: with the file, the field, its value and the fix.
+    """
+    tree = read_toml(path, overrides)
+    config = validate(RunConfig, tree, str(path), "")
+    check_dataset(tree, path)
+    for role, section in (("retriever", config.retriever), ("ranker", config.ranker)):
+        module = registry.load("recsys.models", section.kind, f"{path}: {role}.kind")
+        if role != module.ROLE:
+            raise InputError(f"{path}: {role}.kind = {section.kind!r} is a {module.ROLE}; choose a {role}")
+        validate(module.Config, section.model, str(path), f"{role}.model.")
+    baseline_configs(config, path)
+    return config
+
+
+def baseline_configs(config: RunConfig, path: Path) -> dict[str, Settings]:
+    """The checked Config of every baseline."""
+    known = registry.known("recsys.baselines")
+    for name in config.baselines:
+        if name not in known:
+            raise InputError(f"{path}: unknown key baselines.{name}; known here: {', '.join(known)}")
+    return {
+        name: validate(
+            registry.load("recsys.baselines", name, "baselines").Config,
+            config.baselines.get(name, {}),
+            str(path),
+            f"baselines.{name}.",
+        )
+        for name in known
+    }

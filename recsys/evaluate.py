@@ -1,0 +1,140 @@
+"""Judge a bundle: full ranking of the next item beside baselines, pointwise metrics of the ranker.
+
+Every list comes from the `Recommender`; the protocol is leave-one-out over the whole catalogue: all interactions of
+the user before the one to find are known, what was seen is left out, nothing is sampled.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from features import registry
+from features.online import MemoryStore
+from features.settings import Settings
+from recsys import bundle as bundles
+from recsys.inference import Config, Recommender, Request
+from recsys.metrics import coverage, next_item_metrics, pointwise_metrics
+from recsys.scorer import Scorer
+
+BATCH = 256
+"""Requests scored together."""
+
+LIST = 10
+"""Length of the lists whose coverage and popularity are reported."""
+
+
+def evaluate_retrieval(
+    directory: Path, examples: Path, config: Config, baselines: dict[str, Settings], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Next-item metrics on a leave-one-out split.
+
+    Args:
+        directory: the bundle.
+        examples: the split.
+        config: how the bundle recommends.
+        baselines: name → Config of each file in `recsys/baselines` to compare with.
+        report: told which system is being judged.
+
+    Returns:
+        `retrieval`, `system` (after ranking and blend), `baselines.<name>`, each with metrics and `coverage@10`; and
+        `popularity`: for each system the share of its lists in ten popularity bands of the catalogue, and of the
+        items to find (`actual`).
+    """
+    bundle = bundles.load(directory)
+    store = MemoryStore(retain=bundle.config["prepare"]["retain"])
+    full = Recommender(bundle, store, config)
+    full.seed()
+    questions = pl.read_parquet(examples / "sequences" / "test.parquet")
+    band = popularity_bands(bundles.item_counts(bundle))
+    found: dict[str, Any] = {"baselines": {}, "popularity": {}}
+    known = questions["item_index"].to_numpy()
+    found["popularity"]["actual"] = band_shares(known[known > 0], band)
+
+    def judge(name: str, recommender: Recommender) -> dict[str, float]:
+        report(name)
+        rank, lists = retrieval_ranks(recommender, questions)
+        found["popularity"][name] = band_shares(lists.ravel(), band)
+        return next_item_metrics(rank) | {f"coverage@{LIST}": coverage(lists, bundle.items.height - 1)}
+
+    found["retrieval"] = judge("retrieval", full)
+    for name, scorer in fit_baselines(examples, bundle.items, baselines).items():
+        found["baselines"][name] = judge(name, Recommender(bundle, store, config, scorer, rank=False))
+    report("system")
+    rank, lists = feed_ranks(full, questions)
+    found["popularity"]["system"] = band_shares(lists.ravel(), band)
+    found["system"] = next_item_metrics(rank) | {f"coverage@{LIST}": coverage(lists, bundle.items.height - 1)}
+    found["questions"] = questions.height
+    return found
+
+
+def evaluate_ranking(directory: Path, examples: Path) -> dict[str, float]:
+    """Pointwise metrics of the bundle's ranker on the split's test examples."""
+    bundle = bundles.load(directory)
+    recommender = Recommender(bundle, MemoryStore(), Config())
+    test = pl.read_parquet(examples / "ranking" / "test.parquet")
+    parts = [recommender.probabilities(part) for part in test.iter_slices(64 * BATCH)]
+    found = pointwise_metrics(np.concatenate(parts), test["label"].to_numpy(), test["user_index"].to_numpy())
+    return found | {"examples": test.height, "base_rate": float(test["label"].to_numpy().mean())}
+
+
+def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settings]) -> dict[str, Scorer]:
+    """Every baseline, counted over all that is known when the test part begins."""
+    interactions = pl.read_parquet(examples / "interactions.parquet").filter(pl.col("part") < 2)
+    return {
+        name: registry.load("recsys.baselines", name, "baselines").fit(config, interactions, items)
+        for name, config in configs.items()
+    }
+
+
+def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Rank of each right item among the whole catalogue by retrieval alone, and the first ten of each list.
+
+    Returns:
+        float64 [Q]: 1 is first, ties share their mean rank, inf where the item is not in the vocabulary; int64 [Q, 10].
+    """
+    ranks, lists = [], []
+    for part in questions.iter_slices(BATCH):
+        requests = _requests(part)
+        states = [recommender.store.user(request.user_id) for request in requests]
+        score_BI = recommender.retrieval_scores(requests, states)
+        target_B = part["item_index"].to_numpy()
+        own_B1 = np.take_along_axis(score_BI, target_B[:, None], axis=1)
+        rank_B = 1 + (score_BI > own_B1).sum(1) + ((score_BI == own_B1).sum(1) - 1) / 2
+        ranks.append(np.where(np.isfinite(own_B1[:, 0]), rank_B, np.inf))
+        top_BK = np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
+        lists.append(np.where(np.isfinite(np.take_along_axis(score_BI, top_BK, axis=1)), top_BK, 0))
+    return np.concatenate(ranks), np.concatenate(lists)
+
+
+def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Place of each right item in the feed, inf where it is not in it; float64 [Q] and int64 [Q, 10]."""
+    index = recommender.item_index
+    ranks, lists = [], []
+    for part in questions.iter_slices(BATCH):
+        for response, target in zip(recommender.recommend_many(_requests(part)), part["item_id"], strict=True):
+            shown = [item.item_id for item in response.items]
+            ranks.append(shown.index(target) + 1 if target in shown else np.inf)
+            lists.append([index[item] for item in shown] + [0] * (LIST - len(shown)))
+    return np.array(ranks), np.array(lists)
+
+
+def _requests(questions: pl.DataFrame) -> list[Request]:
+    pairs = questions.select("user_id", "timestamp").iter_rows()
+    return [Request(user_id=user, timestamp=time, k=LIST) for user, time in pairs]
+
+
+def popularity_bands(counts_I: np.ndarray, bands: int = 10) -> np.ndarray:
+    """The band of each item, 0 the most popular tenth of the catalogue; int64 [items + 1], −1 for index 0."""
+    order = np.argsort(-counts_I[1:], kind="stable")
+    band = np.full(len(counts_I), -1)
+    band[1 + order] = np.arange(len(order)) * bands // len(order)
+    return band
+
+
+def band_shares(items: np.ndarray, band_I: np.ndarray, bands: int = 10) -> list[float]:
+    """Share of `items` (indices, 0 left out) in each band."""
+    counted = np.bincount(band_I[items[items > 0]], minlength=bands)
+    return (counted / max(counted.sum(), 1)).tolist()

@@ -1,0 +1,278 @@
+"""The Recommender: retrieve → rank → blend, from a bundle and a store, on CPU, in one process.
+
+Evaluation, replay and serving all call it; nothing else turns a history into a feed.
+B requests, I items of the catalogue, R retrieved for each, K shown.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import Field
+from torch import nn
+
+from embeddings.batch import ranking_batch, sequence_batch
+from features.encoder import Encoder
+from features.online import Event, Id, StateStore, UserState
+from features.settings import Settings
+from recsys import bundle as bundles
+from recsys.baselines import popularity
+from recsys.bundle import Bundle
+from recsys.scorer import Histories, Scorer
+
+
+class Config(Settings):
+    """The section [recommend]."""
+
+    retrieved: int = Field(default=100, gt=0)
+    """Items that the retriever passes to the ranker."""
+    retriever_weight: float = Field(default=1.0, ge=0)
+    """Weight of the retriever's score in the blend."""
+    ranker_weight: float = Field(default=1.0, ge=0)
+    """Weight of the log of the ranker's probability in the blend."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Ask for a feed."""
+
+    user_id: Id
+    k: int = 20
+    timestamp: int | None = None
+    """Unix time, ms; None: now."""
+    exclude_seen: bool = True
+    """Leave out what is in the person's history."""
+    context: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the log's context columns."""
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One place of a feed."""
+
+    item_id: Id
+    score: float
+    """What the feed is ordered by."""
+    retrieval_score: float
+    probability: float | None
+    """The ranker's; None where there was no ranking."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """A feed."""
+
+    user_id: Id
+    items: tuple[Recommended, ...]
+    source: Literal["model", "popularity"]
+    """`popularity` where nothing is known of the person."""
+    latency_ms: dict[str, float]
+    """By stage; for a batch, of the batch."""
+
+
+class LearnedScorer:
+    """The bundle's retriever as a `Scorer`."""
+
+    def __init__(self, model: nn.Module, max_history: int) -> None:
+        self.model = model
+        self.max_history = max_history
+        self.item_vectors_ID: torch.Tensor = model.item_vectors()  # pyright: ignore[reportCallIssue]
+
+    @torch.inference_mode()
+    def scores(self, histories: Histories) -> np.ndarray:
+        """float32 [B, I + 1]; users without history get zeros."""
+        recent = histories.steps_back_N < self.max_history
+        lengths_B = np.minimum(histories.lengths_B, self.max_history)
+        score_BI = torch.zeros(len(lengths_B), len(self.item_vectors_ID))
+        known = lengths_B > 0
+        if known.any():
+            user_ND = self.model(sequence_batch(histories.items_N[recent], lengths_B[known]))["user_ND"]
+            last_B = torch.from_numpy(np.cumsum(lengths_B[known]) - 1)
+            score_BI[torch.from_numpy(known)] = user_ND[last_B] @ self.item_vectors_ID.T
+        return score_BI.numpy()
+
+
+class Recommender:
+    """Feeds from a bundle and a store. Not thread-safe; a process has one."""
+
+    def __init__(
+        self, bundle: Bundle, store: StateStore, config: Config, scorer: Scorer | None = None, *, rank: bool = True
+    ) -> None:
+        """The bundle's own retriever and ranker, or another `scorer`, or no ranking, for comparison.
+
+        Args:
+            bundle: what was exported.
+            store: histories and counters; fill an empty one with `seed`.
+            config: numbers of the blend.
+            scorer: a retriever to use instead of the bundle's.
+            rank: whether to rank what was retrieved.
+        """
+        self.bundle, self.store, self.config, self.rank = bundle, store, config, rank
+        self.encoder: Encoder = bundle.encoder
+        self.item_ids: list[Id] = [_NO_ITEM, *bundle.items["item_id"].to_list()[1:]]
+        self.item_index = {item: index for index, item in enumerate(self.item_ids) if index > 0}
+        self.user_index = {user: index for index, user in enumerate(bundle.users["user_id"].to_list()) if index > 0}
+        prepared = bundle.config["prepare"]
+        self.ranker_history: int = prepared["ranker_history"]
+        self.history_actions = frozenset(prepared["history_actions"])
+        self.label: dict[str, Any] = prepared["label"]
+        self.scorer = scorer or LearnedScorer(bundle.retriever, prepared["max_history"])
+        counts = pl.DataFrame({"item_index": np.repeat(np.arange(bundle.items.height), bundles.item_counts(bundle))})
+        self.fallback = popularity.fit(popularity.Config(), counts, bundle.items)
+
+    def seed(self) -> bool:
+        """Fill an empty store with the bundle's snapshot; whether it was empty."""
+        return self.store.seed(*bundles.snapshot(self.bundle.directory))
+
+    def recommend(self, request: Request) -> Response:
+        """One feed."""
+        return self.recommend_many([request])[0]
+
+    def recommend_many(self, requests: Sequence[Request]) -> list[Response]:
+        """Feeds for several requests, scored together."""
+        if not requests:
+            return []
+        clock = _Clock()
+        with clock("state"):
+            states = [self.store.user(request.user_id) for request in requests]
+        with clock("retrieve"):
+            score_BI = self.retrieval_scores(requests, states)
+            retrieved_BR, score_BR = _top(score_BI, max(self.config.retrieved, *(request.k for request in requests)))
+        probability_BR: np.ndarray | None = None
+        blended_BR = self.config.retriever_weight * score_BR
+        if self.rank:
+            with clock("features"):
+                examples = self.encoder.encode(self._request_frame(requests, states, retrieved_BR))
+            with clock("rank"):
+                probability_BR = self.probabilities(examples).reshape(retrieved_BR.shape)
+                blended_BR = blended_BR + self.config.ranker_weight * np.log(probability_BR)
+        with clock("blend"):
+            order_BR = np.argsort(-blended_BR, axis=1, kind="stable")
+        return [
+            Response(
+                user_id=request.user_id,
+                items=tuple(
+                    Recommended(
+                        item_id=self.item_ids[retrieved_BR[b, place]],
+                        score=float(blended_BR[b, place]),
+                        retrieval_score=float(score_BR[b, place]),
+                        probability=None if probability_BR is None else float(probability_BR[b, place]),
+                    )
+                    for place in order_BR[b, : request.k]
+                    if np.isfinite(score_BR[b, place])
+                ),
+                source="model" if self._known_items(states[b]) else "popularity",
+                latency_ms=clock.milliseconds,
+            )
+            for b, request in enumerate(requests)
+        ]
+
+    def retrieval_scores(self, requests: Sequence[Request], states: Sequence[UserState]) -> np.ndarray:
+        """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is asked for."""
+        known = [self._known_items(state) for state in states]
+        histories = Histories(
+            items_N=np.array([item for items in known for item in items], dtype=np.int64),
+            lengths_B=np.array([len(items) for items in known], dtype=np.int64),
+        )
+        score_BI = np.array(self.scorer.scores(histories))
+        stranger_B = histories.lengths_B == 0
+        score_BI[stranger_B] = self.fallback.log_count_I
+        score_BI[:, 0] = -np.inf
+        seen = np.repeat([request.exclude_seen for request in requests], histories.lengths_B)
+        score_BI[histories.rows_N[seen], histories.items_N[seen]] = -np.inf
+        return score_BI
+
+    def probabilities(self, examples: pl.DataFrame) -> np.ndarray:
+        """The ranker's probability of the label for encoded examples; float32 [B]."""
+        with torch.inference_mode():
+            logits_B = self.bundle.ranker(ranking_batch(examples, self.encoder.schema))["logits_B"]
+            return torch.sigmoid(logits_B).numpy()
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Apply what happened, in order; actions that are no interactions in this run's sense change nothing.
+
+        Raises:
+            InputError: the run's label needs a value that an event does not have.
+        """
+        self.store.append([self._labelled(event) for event in events if self._is_interaction(event)])
+
+    def _is_interaction(self, event: Event) -> bool:
+        return not self.history_actions or event.action in self.history_actions
+
+    def _labelled(self, event: Event) -> Event:
+        if self.label["actions"]:
+            return replace(event, positive=event.action in self.label["actions"])
+        if self.label["at_least"] is None:
+            return replace(event, positive=True)
+        return replace(event, positive=event.value is not None and event.value >= self.label["at_least"])
+
+    def _known_items(self, state: UserState) -> list[int]:
+        index = self.item_index
+        return [index[event.item_id] for event in state.history if event.item_id in index]
+
+    def _request_frame(
+        self, requests: Sequence[Request], states: Sequence[UserState], retrieved_BR: np.ndarray
+    ) -> pl.DataFrame:
+        """The frame that `features.encoder` describes, a row for each request and retrieved item."""
+        now = time.time_ns() // 1_000_000
+        histories = [[self.item_index.get(e.item_id, 0) for e in s.history[-self.ranker_history :]] for s in states]
+        needed = [spec.source for spec in self.encoder.schema.features if spec.source.startswith("request.")]
+        users = pl.DataFrame(
+            {
+                "user_index": [self.user_index.get(request.user_id, 0) for request in requests],
+                "timestamp": [now if request.timestamp is None else request.timestamp for request in requests],
+                "user_events": [state.events for state in states],
+                "user_positives": [state.positives for state in states],
+                "user_last_timestamp": [state.last_timestamp for state in states],
+                "history": histories,
+            },
+            schema=_USER_COLUMNS,
+        )
+        known = {*users.columns, "item_events", "item_positives"}
+        for name in sorted({source.split(".")[1] for source in needed} - known):
+            users = users.with_columns(pl.Series(name, [request.context.get(name) for request in requests]))
+        frame = users[np.repeat(np.arange(len(requests)), retrieved_BR.shape[1])]
+        distinct, place = np.unique(retrieved_BR, return_inverse=True)
+        counts = self.store.items([self.item_ids[index] for index in distinct])
+        return frame.with_columns(
+            pl.Series("item_index", retrieved_BR.ravel().astype(np.int32)),
+            pl.Series("item_events", counts.events[place.ravel()]),
+            pl.Series("item_positives", counts.positives[place.ravel()]),
+        )
+
+
+_NO_ITEM = ""
+"""Stands at index 0, which is never shown; a list is filled up with it where the catalogue is shorter."""
+
+_USER_COLUMNS = {
+    "user_index": pl.Int32,
+    "timestamp": pl.Int64,
+    "user_events": pl.Int64,
+    "user_positives": pl.Int64,
+    "user_last_timestamp": pl.Int64,
+    "history": pl.List(pl.Int32),
+}
+
+
+def _top(score_BI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` columns of each row, best first, and their scores; [B, R] each."""
+    score, index = torch.topk(torch.from_numpy(score_BI), min(count, score_BI.shape[1] - 1), dim=1)
+    return index.numpy(), score.numpy()
+
+
+class _Clock:
+    """Milliseconds by stage."""
+
+    def __init__(self) -> None:
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.milliseconds[stage] = (time.perf_counter() - started) * 1000

@@ -1,0 +1,266 @@
+"""The stages of a run: each reads one directory, writes another, and is skipped where its manifest is up to date.
+
+A stage's key is the fingerprint of all that its result depends on: its sections of the config, the keys of the stages
+before it, the content of its input files, the versions of the libraries and the source of this project.
+"""
+
+import importlib.metadata
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from features import manifest, pipeline
+from features.manifest import file_fingerprint, fingerprint, finished_directory, source_fingerprint, write_json
+from features.pipeline import Split
+from recsys import bundle, distributed, evaluate
+from recsys.config import RunConfig, baseline_configs
+from recsys.config_file import check_dataset
+from recsys.replay import runner
+from recsys.train import train
+
+LIBRARIES = ("feedline", "torch", "torchrec", "polars", "pyarrow", "numpy")
+RESULT = "result.json"
+RESOLVED = "config.toml"
+
+console = Console(stderr=True)
+"""Progress and messages; stdout is for results."""
+
+
+def environment(stage: str) -> dict[str, Any]:
+    """What a stage's result depends on beside config and data."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "source": source_fingerprint(_SOURCES[stage]),
+    }
+
+
+@dataclass
+class Run:
+    """The stages of one config."""
+
+    config: RunConfig
+    path: Path
+    """The config's file, for messages."""
+
+    def __post_init__(self) -> None:
+        self.environments = {stage: environment(stage) for stage in _SECTIONS}
+        self.sections = self.config.model_dump(mode="json")
+        module, dataset = check_dataset({"dataset": self.config.dataset}, self.path)
+        self.load_log: Callable[[], Any] = lambda: module.load(dataset)
+        self.inputs = {str(path): file_fingerprint(path) for path in module.inputs(dataset)}
+
+    @property
+    def directory(self) -> Path:
+        """All of the run."""
+        return self.config.directory
+
+    def examples(self, split: Split) -> Path:
+        """Examples of a split."""
+        return self.directory / "examples" / split
+
+    def checkpoint(self, split: Split, role: str) -> Path:
+        """Checkpoint of a model on a split."""
+        return self.directory / "checkpoints" / split / role
+
+    def bundle(self, split: Split) -> Path:
+        """Bundle of a split."""
+        return self.directory / "bundle" / split
+
+    def report(self, name: str) -> Path:
+        """Directory of a stage's result."""
+        return self.directory / "reports" / name
+
+    def key(self, stage: str) -> str:
+        """The fingerprint of everything that the stage's result depends on."""
+        parts = {name: self.sections[name] for name in _SECTIONS[stage]}
+        upstream = [self.key(name) for name in _UPSTREAM[stage]]
+        return fingerprint(
+            stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
+        )
+
+    def prepare(self) -> None:
+        """Log → examples."""
+        out = self.directory / "examples"
+
+        def work(facts: dict[str, Any]) -> None:
+            log = self.load_log()
+            facts |= {"inputs": self.inputs, "source": log.source, "has_clock": log.has_clock}
+            pipeline.prepare(log, self.config.prepare, self.config.features, out, facts)
+
+        self._stage("prepare", out, work)
+
+    def train(self) -> None:
+        """Examples → a retriever and a ranker for every split."""
+        for split in self.config.prepare.splits:
+            for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
+                out = self.checkpoint(split, role)
+
+                def work(facts: dict[str, Any], split=split, section=section, out=out) -> None:
+                    arguments = (section, self.config.sharding, self.examples(split), out, facts)
+                    distributed.launch(train, self.config.launch, *arguments)
+
+                self._stage("train", out, work, f"train {split} {role}")
+
+    def export(self) -> None:
+        """Checkpoints → a bundle for every split."""
+        sections = {name: self.sections[name] for name in ("run", "prepare", "retriever", "ranker", "recommend")}
+        has_clock = manifest.read(self.directory / "examples")
+        for split in self.config.prepare.splits:
+            out = self.bundle(split)
+
+            def work(facts: dict[str, Any], split=split, out=out) -> None:
+                facts |= {"split": split, "has_clock": bool(has_clock and has_clock["has_clock"])}
+                retriever = (self.config.retriever, self.checkpoint(split, "retriever"))
+                ranker = (self.config.ranker, self.checkpoint(split, "ranker"))
+                bundle.export(self.examples(split), retriever, ranker, sections, out, facts)
+
+            self._stage("export", out, work, f"export {split}")
+
+    def evaluate(self) -> None:
+        """Bundles → quality of retrieval and ranking."""
+
+        def work(facts: dict[str, Any]) -> dict[str, Any]:
+            result: dict[str, Any] = {}
+            if "leave_one_out" in self.config.prepare.splits:
+                result |= evaluate.evaluate_retrieval(
+                    self.bundle("leave_one_out"),
+                    self.examples("leave_one_out"),
+                    self.config.recommend,
+                    baseline_configs(self.config, self.path),
+                    lambda name: console.print(f"  judging {name}", style="dim"),
+                )
+            served = self.config.served_split
+            result["ranking"] = evaluate.evaluate_ranking(self.bundle(served), self.examples(served))
+            result["ranking"]["split"] = served
+            return result
+
+        self._result("evaluate", work)
+
+    def replay(self) -> None:
+        """The served bundle and the tail of its log → quality in time, and latency."""
+        split = self.config.served_split
+
+        def work(facts: dict[str, Any]) -> dict[str, Any]:
+            columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+                task = bar.add_task("replay", total=self.config.replay.max_events)
+                return runner.replay(
+                    self.bundle(split),
+                    self.examples(split),
+                    self.config.recommend,
+                    self.config.replay,
+                    lambda done: bar.update(task, completed=done),
+                )
+
+        self._result("replay", work)
+
+    def probe(self, work: Callable[[Path, Path], dict[str, Any]]) -> None:
+        """The served bundle → a feed over HTTP; `work` takes the resolved config and the bundle."""
+        bundle = self.bundle(self.config.served_split)
+        self._result("probe", lambda facts: work(self.directory / RESOLVED, bundle))
+
+    def write_config(self) -> None:
+        """Leave the config in the run with every default filled in and every override applied."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        resolved = self.config.model_dump(mode="json", exclude_none=True)
+        (self.directory / RESOLVED).write_text(tomli_w.dumps(resolved), encoding="utf-8")
+
+    def results(self) -> dict[str, Any]:
+        """Everything that the finished stages found, and how long each took."""
+        found: dict[str, Any] = {"run": self.config.run.name, "directory": str(self.directory), "seconds": {}}
+        places = {
+            "prepare": [self.directory / "examples"],
+            "train": [self.checkpoint(s, r) for s in self.config.prepare.splits for r in ("retriever", "ranker")],
+            "export": [self.bundle(split) for split in self.config.prepare.splits],
+            **{name: [self.report(name)] for name in ("evaluate", "probe", "replay")},
+        }
+        memory = 0.0
+        for stage, directories in places.items():
+            facts = [fact for fact in map(manifest.read, directories) if fact is not None]
+            if facts:
+                found["seconds"][stage] = round(sum(fact["seconds_taken"] for fact in facts), 2)
+                memory = max([memory, *(fact["peak_memory_mb"] for fact in facts)])
+        found["peak_memory_mb"] = memory
+        found["rows"] = (manifest.read(self.directory / "examples") or {}).get("rows")
+        found["training"] = {
+            f"{path.parent.name}.{path.name}": {
+                name: facts[name]
+                for name in ("epochs", "best_epoch", "seconds", "rows_per_second", "parameters", "plan")
+            }
+            for path in places["train"]
+            if (facts := manifest.read(path)) is not None
+        }
+        for name in ("evaluate", "replay", "probe"):
+            path = self.report(name) / RESULT
+            if path.exists():
+                found |= manifest.read_json(path) if name == "evaluate" else {name: manifest.read_json(path)}
+        return found
+
+    def _result(self, stage: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """A stage whose result is one JSON file."""
+        out = self.report(stage)
+
+        def write(facts: dict[str, Any]) -> None:
+            with finished_directory(out, facts) as directory:
+                write_json(directory / RESULT, work(facts))
+
+        self._stage(stage, out, write)
+
+    def _stage(self, stage: str, out: Path, work: Callable[[dict[str, Any]], Any], title: str | None = None) -> None:
+        """Do `work` unless `out` is up to date; work writes `out` and its manifest from the facts that it is given."""
+        key, title = self.key(stage), title or stage
+        done = manifest.read(out)
+        if done is not None and done["key"] == key:
+            console.print(f"[dim]{title}: up to date[/dim]")
+            return
+        console.print(f"[bold]{title}[/bold] …")
+        started = time.perf_counter()
+        facts: dict[str, Any] = {"stage": stage, "key": key, "environment": self.environments[stage]}
+        work(facts)
+        taken = manifest.read(out)
+        assert taken is not None, f"{stage} left no manifest at {out}"
+        seconds = time.perf_counter() - started
+        write_json(out / manifest.MANIFEST, taken | {"seconds_taken": seconds, "peak_memory_mb": peak_memory_mb()})
+        console.print(f"  done in {seconds:.1f} s")
+
+
+def peak_memory_mb() -> float:
+    """The most resident memory that this process or one of its children has had, 10⁶ bytes."""
+    kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(kilobytes * 1024 / 1e6, 1)
+
+
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "prepare": ("dataset", "prepare", "features"),
+    "train": ("retriever", "ranker", "sharding", "launch"),
+    "export": ("recommend", "run"),
+    "evaluate": ("recommend", "baselines"),
+    "replay": ("recommend", "replay"),
+    "probe": ("serve",),
+}
+_UPSTREAM: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "train": ("prepare",),
+    "export": ("train",),
+    "evaluate": ("export",),
+    "replay": ("export",),
+    "probe": ("export",),
+}
+_TRAINING = ("train", "tasks", "losses", "data", "checkpoint", "distributed")
+_FEED = ("inference", "bundle", "scorer", "metrics")
+_SOURCES: dict[str, tuple[str, ...]] = {
+    "prepare": ("features",),
+    "train": ("embeddings", "recsys/models", "recsys/modules", *(f"recsys/{name}.py" for name in _TRAINING)),
+    "export": ("recsys/bundle.py",),
+    "evaluate": ("recsys/baselines", "recsys/evaluate.py", *(f"recsys/{name}.py" for name in _FEED)),
+    "replay": ("recsys/baselines", "recsys/replay", *(f"recsys/{name}.py" for name in _FEED)),
+    "probe": ("serving", *(f"recsys/{name}.py" for name in _FEED)),
+}
+"""Source files whose change makes a stage's result out of date, beside those of the stages before it."""

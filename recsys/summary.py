@@ -1,0 +1,114 @@
+"""What a finished run says of itself: remembered in `run.json`, shown as a table.
+
+This file imports nothing heavy, so that a run that is up to date can say so at once.
+"""
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from features import manifest
+from features.manifest import file_fingerprint, fingerprint, source_fingerprint, write_json
+from recsys.config_file import check_dataset, read_toml
+
+FILE = "run.json"
+PACKAGES = ("features", "embeddings", "recsys", "serving")
+
+
+def remember(directory: Path, path: Path, overrides: list[str], results: dict[str, Any]) -> None:
+    """Write the results of a run that has just finished, under the fingerprint of all that it was made from."""
+    write_json(directory / FILE, {"key": _key(read_toml(path, overrides), path), "results": results})
+
+
+def recall(path: Path, overrides: list[str]) -> dict[str, Any] | None:
+    """The results of an earlier run of the same config on the same data by the same code; None if there is none."""
+    tree = read_toml(path, overrides)
+    section = tree.get("run", {})
+    if not isinstance(section, dict) or not isinstance(section.get("name"), str):
+        return None
+    file = Path(str(section.get("directory", "runs"))) / section["name"] / FILE
+    if not file.exists():
+        return None
+    remembered = manifest.read_json(file)
+    return remembered["results"] if remembered["key"] == _key(tree, path) else None
+
+
+def _key(tree: dict[str, Any], path: Path) -> str:
+    module, dataset = check_dataset(tree, path)
+    inputs = {str(file): file_fingerprint(file) for file in module.inputs(dataset)}
+    versions = {name: importlib.metadata.version(name) for name in ("feedline", "torch", "torchrec", "polars", "ray")}
+    return fingerprint(tree, inputs, versions, source_fingerprint(PACKAGES))
+
+
+def show(results: dict[str, Any], page: Path, console: Console | None = None) -> None:
+    """The one table that a run ends with, on stdout."""
+    console = console or Console()
+    if "retrieval" in results:
+        console.print(next_item_table(results))
+        console.print(verdict(results))
+    table = Table(title="Ranker, test part", title_justify="left")
+    ranking = results["ranking"]
+    for name in ("auc", "gauc", "logloss", "ne", "calibration"):
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{ranking[name]:.4f}" for name in ("auc", "gauc", "logloss", "ne", "calibration")))
+    console.print(table)
+    replay = results["replay"]
+    latency = replay["latency_ms"]
+    console.print(
+        f"Replay of {replay['events']:,} events: recall@10 {replay['recall@10']:.4f}, ndcg@10 {replay['ndcg@10']:.4f} "
+        f"(popularity {replay['popularity']['recall@10']:.4f}, {replay['popularity']['ndcg@10']:.4f}); "
+        f"a feed in {latency['p50']:.1f} ms at the median, {latency['p99']:.1f} ms at p99."
+    )
+    if "probe" in results:
+        probe = results["probe"]
+        same = "the same as" if probe["identical"] else "DIFFERENT from"
+        console.print(
+            f"\n[bold]A feed over HTTP[/bold], {same} the recommender's own. {probe['sentence']}", highlight=False
+        )
+        for place, item in enumerate(probe["feed"], start=1):
+            console.print(f"  {place:2}. {item['title']}", highlight=False)
+        console.print(f"Over HTTP in {probe['latency_ms']['p50']:.1f} ms at the median.\n")
+    took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds"].items())
+    console.print(f"Time: {took}; peak memory {results['peak_memory_mb'] / 1000:.1f} GB.")
+    console.print(f"Report: {page}")
+
+
+COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "coverage@10")
+
+
+def systems(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Title → metrics of everything that was judged on the next item, baselines first."""
+    baselines = {name.replace("_", "-"): found for name, found in results["baselines"].items()}
+    return {**baselines, "retriever": results["retrieval"], "retriever + ranker": results["system"]}
+
+
+def next_item_table(results: dict[str, Any]) -> Table:
+    """Every system by every metric, the best of each column in bold."""
+    table = Table(
+        title=f"Next item, leave-one-out, whole catalogue, {results['questions']:,} people", title_justify="left"
+    )
+    table.add_column("")
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    rows = systems(results)
+    best = {name: max(found[name] for found in rows.values()) for name in COLUMNS}
+    for title, found in rows.items():
+        cells = [
+            f"[bold]{found[name]:.4f}[/bold]" if found[name] == best[name] else f"{found[name]:.4f}" for name in COLUMNS
+        ]
+        table.add_row(title, *cells)
+    return table
+
+
+def verdict(results: dict[str, Any], metric: str = "ndcg@10") -> str:
+    """One sentence: how the retriever stands beside the best baseline."""
+    name, best = max(results["baselines"].items(), key=lambda pair: pair[1][metric])
+    own = results["retrieval"][metric]
+    ratio = own / best[metric] - 1 if best[metric] else float("inf")
+    title = name.replace("_", "-")
+    if own > best[metric]:
+        return f"The retriever is ahead of the best baseline, {title}, by {ratio:.0%} in {metric}."
+    return f"{title} is still ahead of the retriever, which has {-ratio:.0%} less {metric}."

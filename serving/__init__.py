@@ -1,0 +1,1 @@
+"""A thin Ray Serve layer over `recsys.inference`."""

@@ -1,0 +1,157 @@
+"""The Ray Serve application: replicas of the service behind Ray's HAProxy ingress, until a signal.
+
+recsys serve configs/quickstart/ml-100k.toml --serve.port 8000
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from features.errors import InputError
+from features.settings import Settings
+from recsys import bundle as bundles
+from recsys import inference
+from recsys.config import RunConfig
+from recsys.config_file import validate
+from serving.store import Config as StoreConfig
+from serving.store import open_store
+
+APPLICATION = "feedline"
+
+
+class Config(Settings):
+    """The section [serve]."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all. Plain HTTP: put TLS in front."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
+    replicas: int = Field(default=1, ge=1)
+    """Processes that answer."""
+    cpus: float = Field(default=0.5, gt=0)
+    """Cores that Ray reserves for a replica."""
+    max_ongoing_requests: int = Field(default=64, ge=1)
+    """Requests that wait at a replica before the ingress holds further ones back."""
+    store: StoreConfig = StoreConfig()
+    """Histories and counters."""
+
+
+def serve(config: RunConfig, path: Path) -> None:
+    """Serve the run's bundle until SIGINT or SIGTERM.
+
+    Raises:
+        InputError: there is no bundle, the store cannot be opened, or the port is taken.
+    """
+    section = validate(Config, config.serve, str(path), "serve.")
+    bundle = config.directory / "bundle" / config.served_split
+    loaded = bundles.load(bundle)
+    # Opened once here, so that what is wrong with it is said here and not in a replica's log.
+    open_store(section.store, config.directory, loaded.config["prepare"]["retain"]).close()
+    require_free(section.host, section.port)
+    os.environ.update(_environment())
+    arguments = (str(bundle.resolve()), config.recommend, section.store, str(config.directory.resolve()))
+    _until_signal(lambda: _start(section, arguments))
+
+
+def require_free(host: str, port: int) -> None:
+    """Refuse a port that is taken, which HAProxy would only say after a long start."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"serve.port = {port} on {host} cannot be used ({error.strerror}); stop what listens there or set --serve.port"
+            ) from None
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _environment() -> dict[str, str]:
+    """Settings that Ray reads when it is imported."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Fixed by default, which would let only one server run on a host.
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def _start(section: Config, arguments: tuple[str, inference.Config, StoreConfig, str]) -> None:
+    from ray import serve as ray_serve
+
+    from serving.deployments import Replica
+
+    quiet: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
+    ray_serve.start(http_options={"host": section.host, "port": section.port}, logging_config=quiet)
+    deployment = Replica.options(
+        num_replicas=section.replicas,
+        ray_actor_options={"num_cpus": section.cpus},
+        max_ongoing_requests=section.max_ongoing_requests,
+    )
+    ray_serve.run(deployment.bind(*arguments), name=APPLICATION, logging_config=quiet)
+    print(
+        f"serving on http://{section.host}:{section.port} (docs at /docs); Ctrl-C stops it", file=sys.stderr, flush=True
+    )
+
+
+def _until_signal(start: Callable[[], None]) -> None:
+    """Start Ray and `start`, wait for a signal, stop both.
+
+    Ray's processes live as long as the thread that began them, and its start replaces the handler of SIGTERM: hence
+    one thread for all of it, and handlers set twice.
+    """
+    import ray
+    from ray import serve as ray_serve
+
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    stop = threading.Event()
+
+    def handle_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+
+    def shut_down() -> None:
+        # Ray prints the end of its own controller to stdout, which is for results.
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            if ray.is_initialized():
+                ray_serve.delete(APPLICATION)  # lets requests under way end
+                ray_serve.shutdown()
+                ray.shutdown()
+
+    handle_signals()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        try:
+            print("starting Ray …", file=sys.stderr, flush=True)
+            thread.submit(
+                ray.init, address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            ).result()
+            handle_signals()
+            if not stop.is_set():
+                thread.submit(start).result()
+            stop.wait()
+            print("stopping …", file=sys.stderr, flush=True)
+        finally:
+            thread.submit(shut_down).result()
