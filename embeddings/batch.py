@@ -32,7 +32,7 @@ class Share:
     """History tokens in the global batch."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch(Pipelineable):
     """One rank's part of a global batch; what a model does not use is None."""
 
@@ -41,7 +41,7 @@ class Batch(Pipelineable):
     sequences: KeyedJaggedTensor | None = None
     """Features that stay sequences: `history` (time-ordered), `candidates`; stride B."""
     dense: Tensor | None = None
-    """float32 [B, F]"""
+    """float32 [B, F], columns in the schema's order; None where it has none."""
     labels: dict[str, Tensor] | None = None
     """Task → float32 [B], or for sequences int64 [N]: the place of each step's target among the candidates."""
     weights: Tensor | None = None
@@ -77,7 +77,9 @@ class Batch(Pipelineable):
         return replace(self, **changed)
 
 
-def ranking_batch(examples: pl.DataFrame, schema: Schema, share: Share | None = None) -> Batch:
+def ranking_batch(
+    examples: pl.DataFrame, schema: Schema, share: Share | None = None, weights: np.ndarray | None = None
+) -> Batch:
     """Encoded examples (`features.encoder`), with `label` where it is known, as a batch of B rows."""
     lengths, values = [], []
     for feature in schema.embedded:
@@ -89,11 +91,17 @@ def ranking_batch(examples: pl.DataFrame, schema: Schema, share: Share | None = 
         values=torch.from_numpy(np.concatenate(values).astype(np.int64)),
         lengths=torch.from_numpy(np.concatenate(lengths).astype(np.int64)),
     )
-    dense = torch.from_numpy(examples.select(feature.name for feature in schema.dense).to_numpy().astype(np.float32))
-    labels = (
-        {schema.label: torch.from_numpy(examples["label"].to_numpy().copy())} if "label" in examples.columns else None
+    columns = [examples[feature.name].to_numpy() for feature in schema.dense]
+    dense = torch.from_numpy(np.stack(columns, axis=1, dtype=np.float32)) if columns else None
+    label = examples["label"].to_numpy().astype(np.float32) if "label" in examples.columns else None
+    labels = None if label is None else {schema.label: torch.from_numpy(label)}
+    return Batch(
+        sparse=sparse,
+        dense=dense,
+        labels=labels,
+        weights=None if weights is None else torch.from_numpy(weights.astype(np.float32)),
+        share=share,
     )
-    return Batch(sparse=sparse, dense=dense, labels=labels, share=share)
 
 
 def sequence_batch(
@@ -126,6 +134,7 @@ def sequence_batch(
 
 def jagged(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """(values [N], lengths [B]) of a List column, or of a scalar one as lists of one; no copy of the values."""
+    assert not column.null_count(), f"{column.name} has nulls, which are no ids; encoded examples have none"
     if not isinstance(column.dtype, pl.List):
         return column.to_numpy(), np.ones(len(column), dtype=np.int64)
     array = column.rechunk().to_arrow()

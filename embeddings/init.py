@@ -1,14 +1,14 @@
 """Initial table weights that do not depend on the plan: any sharding on any number of ranks starts from the same ones.
 
-A table is filled in blocks of rows, each drawn by a generator of its own, seeded by the table's name and the block's
-number; a rank draws only the blocks that its shards touch.
+A table is filled in blocks of rows, each drawn by a generator of its own, seeded by the name of the table's weight in
+the model and the block's number; a rank draws only the blocks that its shards touch.
 """
 
 import hashlib
 import math
 
 import torch
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 BLOCK_ROWS = 65_536

@@ -1,4 +1,4 @@
-"""Fused optimizers for tables, Adam for the rest, one object to step and checkpoint."""
+"""Fused optimizers for tables, AdamW for the rest, one object to step and checkpoint."""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
+from torch.distributed.optim.apply_optimizer_in_backward import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,
+)
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -23,7 +25,7 @@ class Config(Settings):
     sparse_lr: float = Field(default=0.05, gt=0)
     """Its learning rate."""
     dense_lr: float = Field(default=1e-3, gt=0)
-    """Learning rate of Adam on everything else."""
+    """Learning rate of AdamW on everything else."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay of the dense parameters (AdamW)."""
     eps: float = Field(default=1e-8, gt=0)

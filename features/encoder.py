@@ -16,12 +16,12 @@ from types import ModuleType
 from typing import Any, Self
 
 import polars as pl
-import pyarrow as pa
 from pydantic import ValidationError
 
 from features import registry
+from features._arrow import mapped_frame
 from features.errors import InputError
-from features.manifest import write_json
+from features.manifest import fingerprint, write_json
 from features.schema import FeatureSpec, Schema
 from features.transforms._fitting import Fitting
 
@@ -50,12 +50,13 @@ class Encoder:
         Args:
             specs: the declared features.
             label: name of the label column.
-            items: the item table with `index` 0, 1, …; row 0 is null but for its index.
-            users: the user table likewise.
+            items: the item table with `item_id` and `index` 0, 1, …; row 0 is null but for its index.
+            users: the user table likewise, with `user_id`.
             requests: the request frame of the training examples.
 
         Raises:
-            InputError: a source is missing, or a transform does not suit its feature; says which and why.
+            InputError: a source is missing, a transform does not suit its feature, or features that share a table do
+                not agree on its shape; says which and why.
         """
         frames = {"item": items, "user": users, "request": requests}
         highest = {"item.index": items.height - 1, "user.index": users.height - 1, "request.history": items.height - 1}
@@ -65,22 +66,34 @@ class Encoder:
             entity, column = spec.source.split(".")
             if column not in frames[entity].columns:
                 raise InputError(
-                    f"feature {spec.name}: {entity} has no column '{column}' (found: {', '.join(frames[entity].columns)}); "
-                    "change its source"
+                    f"feature {spec.name}: {entity} has no column '{column}' "
+                    f"(found: {', '.join(frames[entity].columns)}); change its source"
                 )
             module = _transform(spec)
             known = frames[entity] if entity == "request" else frames[entity].slice(1)
             fitting = Fitting(known, column, highest.get(spec.source))
             if isinstance(fitting.dtype, pl.List) != (spec.kind == "bag"):
                 raise InputError(
-                    f"feature {spec.name}: {spec.source} is {fitting.dtype}, which does not make a {spec.kind} feature; "
-                    "use kind = 'bag' for lists and only for them"
+                    f"feature {spec.name}: {spec.source} is {fitting.dtype}, which does not make a {spec.kind} "
+                    "feature; use kind = 'bag' for lists and only for them"
                 )
             params = _params(spec, module)
-            states[spec.name] = module.fit(fitting, params)
+            try:
+                states[spec.name] = module.fit(fitting, params)
+            except InputError as error:
+                raise InputError(f"feature {spec.name}: {error}") from None
             rows = None if spec.kind == "dense" else module.rows(params, states[spec.name])
             resolved.append(spec.model_copy(update={"rows": rows}))
-        schema = Schema(features=tuple(resolved), label=label, items=items.height - 1, users=users.height - 1)
+        try:
+            schema = Schema(
+                features=tuple(resolved),
+                label=label,
+                items=items.height - 1,
+                users=users.height - 1,
+                fitted=fingerprint(states, items["item_id"].to_list(), users["user_id"].to_list()),
+            )
+        except ValidationError as error:
+            raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return cls(
             schema, states, cls._static(schema, states, items, "item"), cls._static(schema, states, users, "user")
         )
@@ -127,17 +140,9 @@ class Encoder:
         return cls(
             load_schema(directory),
             json.loads((directory / "transforms.json").read_text(encoding="utf-8")),
-            _mapped(directory / "item_features.arrow"),
-            _mapped(directory / "user_features.arrow"),
+            mapped_frame(directory / "item_features.arrow"),
+            mapped_frame(directory / "user_features.arrow"),
         )
-
-
-def _mapped(path: Path) -> pl.DataFrame:
-    """An Arrow file as a frame over its memory map, shared by all processes of a host."""
-    with pa.memory_map(str(path)) as file:
-        table = pl.from_arrow(pa.ipc.open_file(file).read_all())
-    assert isinstance(table, pl.DataFrame)
-    return table
 
 
 def load_schema(directory: Path) -> Schema:

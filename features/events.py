@@ -15,7 +15,7 @@ REQUIRED = ("user_id", "item_id", "timestamp")
 
 OPTIONAL: dict[str, pl.DataType] = {
     "action": pl.String(),
-    "value": pl.Float32(),
+    "value": pl.Float64(),
     "request_id": pl.Int64(),
     "position": pl.Int32(),
     "propensity": pl.Float32(),
@@ -34,7 +34,7 @@ class RawLog:
     """What a dataset yields: canonical column names, types and rows not yet checked."""
 
     events: pl.DataFrame
-    """`user_id, item_id, timestamp`, any of `OPTIONAL`, and context columns; ties in time in their order of happening."""
+    """`user_id, item_id, timestamp`, any of `OPTIONAL`, context columns; ties in time in their order of happening."""
     source: str
     """The file or generator, for messages."""
     items: pl.DataFrame | None = None
@@ -60,17 +60,20 @@ class ValidLog:
 def validate(log: RawLog) -> ValidLog:
     """Cast, check and order a raw log.
 
-    A row is quarantined when an id or the time is missing or of the wrong type, when the time is negative or past
-    2100, when a value is not finite, when a propensity is outside (0, 1], or when it repeats an earlier row whole.
+    A row is quarantined when an id or the time is missing (an empty text is), when a value has the wrong type, when
+    the time is negative or past 2100, when a value is not finite, when a propensity is outside (0, 1], or when it
+    repeats an earlier row whole.
 
     Raises:
-        InputError: a required column is missing, no value of a column has its type, or no row is left.
+        InputError: a required column is missing, no value of a column has its type, the times are of another unit,
+            no row is left, or an item or user is described without a usable id.
     """
     raw = log.events
     for name in REQUIRED:
         if name not in raw.columns:
             raise InputError(
-                f"{log.source}: column '{name}' is missing (found: {', '.join(raw.columns)}); map it under [dataset.columns]"
+                f"{log.source}: column '{name}' is missing (found: {', '.join(raw.columns)}); "
+                "map it under [dataset.columns]"
             )
     if raw.is_empty():
         raise InputError(f"{log.source}: the log has no rows; point [dataset] at a log with events")
@@ -82,16 +85,11 @@ def validate(log: RawLog) -> ValidLog:
         given, kept = raw[name].drop_nulls().len(), cast[name].drop_nulls().len()
         if given and not kept:
             raise InputError(
-                f"{log.source}: no value of column '{name}' is a {types[name]} (first: {raw[name].drop_nulls()[0]!r}); "
+                f"{log.source}: no value of column '{name}' is {types[name]} (first: {raw[name].drop_nulls()[0]!r}); "
                 "map the right column under [dataset.columns] or convert it"
             )
     if log.has_clock:
-        latest = cast["timestamp"].max()
-        if isinstance(latest, int) and 0 < latest < MIN_CLOCK_MS:
-            raise InputError(
-                f"{log.source}: column 'timestamp' ends at {latest}, which is seconds, not milliseconds; "
-                'set dataset.time_unit = "s"'
-            )
+        _check_unit(cast["timestamp"], log.source)
 
     reason = _reasons(raw, cast, types)
     checked = cast.with_columns(reason.alias("reason"))
@@ -107,9 +105,24 @@ def validate(log: RawLog) -> ValidLog:
         events=events,
         items=_entities(log.items, events, "item_id", log.source),
         users=_entities(log.users, events, "user_id", log.source),
-        quarantine=bad.select(pl.all().cast(pl.String, strict=False)),
+        quarantine=bad.select(_as_text(name, dtype) for name, dtype in bad.schema.items()),
         has_clock=log.has_clock,
     )
+
+
+def _check_unit(time: pl.Series, source: str) -> None:
+    """Refuse a log whose times are all too small or all too large for milliseconds."""
+    earliest, latest = time.min(), time.max()
+    if isinstance(latest, int) and 0 < latest < MIN_CLOCK_MS:
+        raise InputError(
+            f"{source}: column 'timestamp' ends at {latest}, which is seconds, not milliseconds; "
+            'set dataset.time_unit = "s"'
+        )
+    if isinstance(earliest, int) and earliest > MAX_TIMESTAMP_MS:
+        raise InputError(
+            f"{source}: column 'timestamp' begins at {earliest}, which is finer than milliseconds; "
+            'set dataset.time_unit = "us" if it is microseconds'
+        )
 
 
 def _id_type(raw: pl.DataFrame, name: str, log: RawLog) -> pl.DataType:
@@ -130,8 +143,9 @@ def _reasons(raw: pl.DataFrame, cast: pl.DataFrame, types: dict[str, pl.DataType
     both = cast.with_columns(raw[name].is_not_null().alias(f"_given_{name}") for name in types)
     for name, dtype in types.items():
         if name in REQUIRED:
-            rules.append((~pl.col(f"_given_{name}"), f"{name}: missing"))
-        rules.append((pl.col(f"_given_{name}") & pl.col(name).is_null(), f"{name}: not a {dtype}"))
+            blank = pl.col(name) == "" if dtype == pl.String else pl.lit(False)
+            rules.append((~pl.col(f"_given_{name}") | blank, f"{name}: missing"))
+        rules.append((pl.col(f"_given_{name}") & pl.col(name).is_null(), f"{name}: not {dtype}"))
     rules.append((pl.col("timestamp") < 0, "timestamp: negative"))
     rules.append((pl.col("timestamp") > MAX_TIMESTAMP_MS, "timestamp: after the year 2100"))
     if "value" in types:
@@ -145,12 +159,26 @@ def _reasons(raw: pl.DataFrame, cast: pl.DataFrame, types: dict[str, pl.DataType
 
 
 def _entities(given: pl.DataFrame | None, events: pl.DataFrame, key: str, source: str) -> pl.DataFrame:
-    """One row an id: those that the source describes, then those that only events name, each in stable order."""
+    """One row an id: those that the source describes (its first row counts), then those that only events name."""
     seen = events.select(pl.col(key).unique(maintain_order=True))
     if given is None:
         return seen
+    entity, dtype = key.removesuffix("_id"), events.schema[key]
     if key not in given.columns:
-        raise InputError(f"{source}: the {key.removesuffix('_id')} table has no column '{key}'; map it")
-    given = given.with_columns(pl.col(key).cast(events.schema[key])).unique(key, keep="first", maintain_order=True)
+        raise InputError(f"{source}: the {entity} table has no column '{key}'; map it under [dataset.{entity}_columns]")
+    known = given.with_columns(pl.col(key).cast(dtype, strict=False))
+    if known[key].null_count():
+        unusable = given[key].filter(known[key].is_null())
+        raise InputError(
+            f"{source}: the {entity} table has {key} = {unusable[0]!r}, and ids of this log are {dtype}; "
+            "mend or drop that row"
+        )
+    given = known.unique(key, keep="first", maintain_order=True)
     unseen = seen.join(given, on=key, how="anti", maintain_order="left")
     return pl.concat([given, unseen], how="diagonal")
+
+
+def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column for people to read; lists and structs as JSON."""
+    column = pl.col(name)
+    return (pl.struct(column).struct.json_encode() if dtype.is_nested() else column.cast(pl.String)).alias(name)

@@ -7,10 +7,12 @@ manifest bears the fingerprint of the present inputs is not run again.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from features.errors import InputError
 
 MANIFEST = "manifest.json"
 
@@ -22,7 +24,13 @@ def fingerprint(*parts: object) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """The same for a file's content."""
+    """The same for a file's content.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; set the dataset's path to an existing one")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -49,7 +57,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def finished_directory(directory: Path, manifest: dict[str, Any]) -> Iterator[Path]:
+def finished_directory(directory: Path, manifest: dict[str, Any]) -> Generator[Path]:
     """Yield an empty directory to fill; on success it replaces `directory`, with `manifest` written last.
 
     What the caller adds to `manifest` inside the block is written too. On an error nothing is left.

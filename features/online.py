@@ -92,20 +92,24 @@ class MemoryStore:
     _seeded: bool = False
 
     def append(self, events: Sequence[Event]) -> None:
+        """Apply events in the given order."""
         for event in events:
             self._users[event.user_id] = advance(self.user(event.user_id), event, self.retain)
             count, positives = self._items.get(event.item_id, (0, 0))
             self._items[event.item_id] = (count + 1, positives + event.positive)
 
     def user(self, user_id: Id) -> UserState:
+        """The state of one person."""
         return self._users.get(user_id, UserState())
 
     def items(self, item_ids: Sequence[Id]) -> ItemCounts:
+        """Counters of `item_ids`."""
         none = (0, 0)
         counts = np.array([self._items.get(item_id, none) for item_id in item_ids], dtype=np.int64).reshape(-1, 2)
         return ItemCounts(events=counts[:, 0], positives=counts[:, 1])
 
     def seed(self, users: dict[Id, UserState], items: dict[Id, tuple[int, int]]) -> bool:
+        """Fill an empty store; whether it was empty."""
         if self._seeded or self._users:
             return False
         self._users = {user: replace(state, history=state.history[-self.retain :]) for user, state in users.items()}
@@ -113,7 +117,7 @@ class MemoryStore:
         return True
 
     def close(self) -> None:
-        pass
+        """Nothing to release."""
 
 
 def advance(state: UserState, event: Event, retain: int) -> UserState:

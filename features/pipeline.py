@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from features.encoder import Encoder
 from features.errors import InputError
-from features.events import RawLog, ValidLog, validate
+from features.events import OPTIONAL, REQUIRED, RawLog, ValidLog, validate
 from features.manifest import finished_directory
 from features.schema import FeatureSpec
 from features.settings import Settings
@@ -38,7 +38,7 @@ class Label(Settings):
     at_least: float | None = None
     """Positive if the value is at least this."""
     negatives: int = Field(default=0, ge=0)
-    """Items sampled uniformly as negatives beside each event; for logs that hold positives only."""
+    """Items sampled uniformly as negatives beside each interaction; for logs that hold positives only."""
 
     @model_validator(mode="after")
     def _check(self) -> "Label":
@@ -84,7 +84,12 @@ class Config(Settings):
 
 
 def prepare(log: RawLog, config: Config, specs: tuple[FeatureSpec, ...], out: Path, manifest: dict[str, Any]) -> None:
-    """Write the examples of every split to `out`, whole or not at all; adds counts to `manifest`."""
+    """Write the examples of every split to `out`, whole or not at all; adds counts to `manifest`.
+
+    Raises:
+        InputError: the log does not suit the config, the features or a split; says which column or field and why.
+    """
+    _check_names(log)
     if not log.has_clock and "time" in config.splits:
         raise InputError(f"{log.source} has no times, only positions; set prepare.splits = ['leave_one_out']")
     valid = validate(log)
@@ -111,18 +116,35 @@ def prepare(log: RawLog, config: Config, specs: tuple[FeatureSpec, ...], out: Pa
             manifest["splits"][split] = _write_split(split, valid, events, config, specs, directory / split)
 
 
+_DERIVED = {
+    *("row", "interaction", "positive", "part", "user_code", "item_code", "user_index", "item_index", "label"),
+    *("user_events", "user_positives", "item_events", "item_positives", "user_last_timestamp", "history"),
+}
+"""Columns that the pipeline adds to events and requests."""
+
+
+def _check_names(log: RawLog) -> None:
+    tables = (("log", log.events, _DERIVED), ("item table", log.items, {"index"}), ("user table", log.users, {"index"}))
+    for name, table, reserved in tables:
+        taken = sorted(reserved.intersection(table.columns)) if table is not None else []
+        if taken:
+            raise InputError(
+                f"{log.source}: the {name} has a column '{taken[0]}', a name that the pipeline gives to a column of "
+                "its own; rename it"
+            )
+
+
 def _mark(events: pl.DataFrame, config: Config) -> pl.DataFrame:
     """Add the bool columns `interaction` and `positive`."""
     label = config.label
-    for field, column in (("history_actions", "action"), ("label.actions", "action"), ("label.at_least", "value")):
-        wanted = {
-            "history_actions": config.history_actions,
-            "label.actions": label.actions,
-            "label.at_least": label.at_least,
-        }
-        if wanted[field] not in ((), None) and column not in events.columns:
+    for field, is_set, column in (
+        ("history_actions", bool(config.history_actions), "action"),
+        ("label.actions", bool(label.actions), "action"),
+        ("label.at_least", label.at_least is not None, "value"),
+    ):
+        if is_set and column not in events.columns:
             raise InputError(
-                f"prepare.{field} needs the column '{column}', which the log does not have; map it or change the label"
+                f"prepare.{field} needs the column '{column}', which the log does not have; map it or change {field}"
             )
     interaction = pl.col("action").is_in(config.history_actions) if config.history_actions else pl.lit(True)
     if label.actions:
@@ -136,6 +158,9 @@ def _mark(events: pl.DataFrame, config: Config) -> pl.DataFrame:
         raise InputError(
             f"prepare.history_actions = {list(config.history_actions)} matches no row; use actions of the log"
         )
+    if not marked["positive"].any():
+        rule = f"actions = {list(label.actions)}" if label.actions else f"at_least = {label.at_least}"
+        raise InputError(f"prepare.label.{rule} matches no row, so that nothing is positive; use values of the log")
     return marked
 
 
@@ -145,9 +170,9 @@ def _write_split(
     part = leave_one_out(events) if split == "leave_one_out" else by_time(events, config.valid_share, config.test_share)
     events = events.with_columns(part.alias("part"))
     train = events.filter(pl.col("part") == 0)
-    if train.is_empty() or not (events["part"] == 2).any():
+    if not {0, 2}.issubset(events.filter("interaction")["part"]):
         raise InputError(
-            f"split {split}: the log is too short for a training and a test part; use a longer log or another split"
+            f"split {split}: no interactions in the training or the test part; use a longer log or another split"
         )
     # People are known from the training part. The catalogue is what the source describes and what happened in time:
     # a split by time must not know an item before its first event, where only events tell of it.
@@ -160,9 +185,7 @@ def _write_split(
     events = events.with_columns(
         _index_of("user_id", users).alias("user_index"), _index_of("item_id", items).alias("item_index")
     )
-
     code_of_index = items.select(_position_in("item_id", log.items).fill_null(-1))["item_id"].to_numpy()
-
     (out / "sequences").mkdir()
     (out / "ranking").mkdir()
     counts: dict[str, Any] = {"users": users.height - 1, "items": items.height - 1}
@@ -193,12 +216,11 @@ def _write_split(
 
 
 def _vocabulary(table: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
-    """The rows of `table` that are described or were seen, `index` 1, 2, …, after a row 0 for all others."""
+    """The people seen, or the items seen or described, with `index` 1, 2, …, after a row 0 for all others."""
     key = seen.name
-    described = table.drop(key).select(pl.any_horizontal(pl.all().is_not_null())) if table.width > 1 else None
     keep = table[key].is_in(seen.unique().implode())
-    if described is not None and key == "item_id":
-        keep = keep | described.to_series()
+    if key == "item_id" and table.width > 1:
+        keep = keep | table.drop(key).select(pl.any_horizontal(pl.all().is_not_null())).to_series()
     return (
         pl.concat([table.clear(1), table.filter(keep)])
         .with_row_index("index")
@@ -221,8 +243,8 @@ def _windows(seen: pl.DataFrame, length: int) -> pl.DataFrame:
     by_user = seen.sort("user_index", "row").filter(pl.col("user_index") > 0)
     user, count = np.unique(by_user["user_index"].to_numpy(), return_counts=True)
     first = np.concatenate([[0], np.cumsum(count)])
-    windows = np.maximum(-(-(count - 1) // length), 0)
-    number = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
+    windows = -(-(count - 1) // length)
+    number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
     start = np.repeat(first[:-1], windows) + number * length
     end = np.minimum(start + length + 1, np.repeat(first[1:], windows))
     return pl.DataFrame({"user_index": np.repeat(user, windows)}).with_columns(
@@ -264,46 +286,45 @@ def _requests(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_i
     )
 
 
-_NOT_CONTEXT = {
-    *(
-        "row",
-        "user_id",
-        "item_id",
-        "user_index",
-        "item_index",
-        "user_code",
-        "item_code",
-        "timestamp",
-        "action",
-        "value",
-    ),
-    *("interaction", "positive", "part", "request_id", "position", "propensity"),
-}
+_NOT_CONTEXT = {*REQUIRED, *OPTIONAL, *_DERIVED}
 """Columns that are the key or the outcome of an event, or that a request cannot know."""
 
 
 def _with_negatives(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_index: np.ndarray) -> pl.DataFrame:
-    """Each interaction followed by items drawn uniformly from those its user has not met by the end of this part."""
+    """Each interaction followed by items drawn uniformly from those its user has not met by the end of this part.
+
+    Who has met the whole catalogue gets no negatives.
+    """
+    if asked.is_empty():
+        return asked
     count = config.label.negatives
-    rng = np.random.default_rng((config.seed, asked.height))
+    rng = np.random.default_rng((config.seed, int(asked["part"][0])))
     repeated = asked[np.repeat(np.arange(asked.height), count + 1)]
     drawn = np.arange(repeated.height) % (count + 1) > 0
-    user = repeated["user_code"].to_numpy()[drawn]
-    met = np.unique((seen["user_code"].to_numpy().astype(np.int64) << 32) + seen["item_index"].to_numpy())
-    item = rng.integers(1, len(code_of_index), size=len(user), dtype=np.int32)
-    for _ in range(_REDRAWS):
-        again = np.isin((user.astype(np.int64) << 32) + item, met)
-        item[again] = rng.integers(1, len(code_of_index), size=int(again.sum()), dtype=np.int32)
-    index = repeated["item_index"].to_numpy().copy()
-    index[drawn] = item
-    code = repeated["item_code"].to_numpy().copy()
-    code[drawn] = code_of_index[item]
+    item = _draw_unmet(rng, seen, repeated["user_code"].to_numpy()[drawn], len(code_of_index) - 1)
+    index, code = repeated["item_index"].to_numpy().copy(), repeated["item_code"].to_numpy().copy()
+    index[drawn], code[drawn] = item, code_of_index[item]
     return repeated.with_columns(
         pl.Series("item_index", index), pl.Series("item_code", code), pl.Series("positive", ~drawn)
+    ).filter(~drawn | (index > 0))
+
+
+def _draw_unmet(rng: np.random.Generator, seen: pl.DataFrame, user_Q: np.ndarray, items: int) -> np.ndarray:
+    """An item index 1 … `items` for each user, uniform over those that are not `seen` with it; 0 where all are.
+
+    With a user's met items in ascending order, the one at place j has (index - 1 - j) unmet items below it. The unmet
+    item of rank r therefore stands after all met ones with at most r below them: one draw, one binary search.
+    """
+    met = (
+        seen.filter(pl.col("item_index") > 0).select("user_code", "item_index").unique().sort("user_code", "item_index")
     )
-
-
-_REDRAWS = 3
+    user_N, item_N = met["user_code"].to_numpy(), met["item_index"].to_numpy()
+    below_N = item_N - 1 - (np.arange(met.height) - np.searchsorted(user_N, user_N))
+    start_Q, end_Q = np.searchsorted(user_N, user_Q), np.searchsorted(user_N, user_Q, side="right")
+    unmet_Q = items - (end_Q - start_Q)
+    rank_Q = rng.integers(0, np.maximum(unmet_Q, 1))
+    skipped_Q = np.searchsorted((user_N << 32) + below_N, (user_Q << 32) + rank_Q, side="right") - start_Q
+    return np.where(unmet_Q > 0, 1 + rank_Q + skipped_Q, 0).astype(np.int32)
 
 
 def _snapshot(events: pl.DataFrame, retain: int, out: Path) -> None:

@@ -15,7 +15,8 @@ from features.errors import one_of
 def known(package: str) -> list[str]:
     """The names that `load` accepts for `package`: its public modules, sorted, found without importing it."""
     spec = find_spec(package)
-    assert spec is not None and spec.submodule_search_locations is not None, package
+    assert spec is not None, package
+    assert spec.submodule_search_locations is not None, package
     paths = [str(Path(location)) for location in spec.submodule_search_locations]
     return sorted(module.name for module in pkgutil.iter_modules(paths) if not module.name.startswith("_"))
 

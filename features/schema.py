@@ -9,7 +9,7 @@ table = "genre"
 dim = 16
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,13 @@ from features.manifest import fingerprint
 from features.settings import Settings
 
 Kind = Literal["sparse", "bag", "dense"]
+
+RESERVED = ("user_index", "item_index", "timestamp", "label")
+"""Columns of an example beside its features."""
+
+
+KEY_COLUMNS = ("index", "user_index", "item_index", "timestamp", "label")
+"""Columns that stand beside the features in examples and feature tables."""
 
 
 class FeatureSpec(Settings):
@@ -32,7 +39,7 @@ class FeatureSpec(Settings):
     """`user.…` and `item.…`: a column of that table; `request.…`: a column of the example as of its time."""
     transform: str
     """The file in `features/transforms` that computes it."""
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
     """Parameters of the transform."""
     table: str | None = None
     """Embedding table of a sparse or bag feature; features may share one. Default: the feature's name."""
@@ -43,6 +50,10 @@ class FeatureSpec(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> "FeatureSpec":
+        if self.name in RESERVED:
+            raise ValueError(f"name {self.name!r} is a column that every example has; choose another")
+        if self.name in KEY_COLUMNS:
+            raise ValueError(f"name {self.name!r} is a column that every example has; choose another name")
         if self.transform not in registry.known("features.transforms"):
             names = ", ".join(registry.known("features.transforms"))
             raise ValueError(f"transform {self.transform!r} is not known; use one of: {names}")
@@ -66,6 +77,8 @@ class Schema(Settings):
     """Items in the vocabulary; indices are 1 … items, 0 is out of vocabulary."""
     users: int = Field(ge=0)
     """Users in the vocabulary, likewise."""
+    fitted: str = ""
+    """Fingerprint of the vocabularies and of what the transforms learned: what an index or a scaled number means."""
 
     @model_validator(mode="after")
     def _check(self) -> "Schema":
@@ -78,7 +91,8 @@ class Schema(Settings):
             if (first.dim, first.rows) != (feature.dim, feature.rows):
                 raise ValueError(
                     f"features {first.name} and {feature.name} share table {first.table_name} but not its shape "
-                    f"({first.rows} × {first.dim}, {feature.rows} × {feature.dim}); give both the same dim and transform"
+                    f"({first.rows} × {first.dim}, {feature.rows} × {feature.dim}); "
+                    "give both the same dim and transform"
                 )
         return self
 
@@ -106,15 +120,16 @@ class Schema(Settings):
         if self.fingerprint == other.fingerprint:
             return
         ours, others = self.model_dump(mode="json"), other.model_dump(mode="json")
-        pairs = [(key, ours[key], others[key]) for key in ("label", "items", "users")]
+        pairs = [(key, ours[key], others[key]) for key in ("label", "items", "users", "fitted")]
         named = {f.name: f.model_dump(mode="json") for f in other.features}
         for feature in self.features:
             pairs.append((f"feature {feature.name}", feature.model_dump(mode="json"), named.pop(feature.name, None)))
         pairs += [(f"feature {name}", None, spec) for name, spec in named.items()]
         what, a, b = next((pair for pair in pairs if pair[1] != pair[2]), ("order of features", "", ""))
         if isinstance(a, dict) and isinstance(b, dict):
-            field = next(key for key in a if a[key] != b[key])
-            what, a, b = f"{what}, {field}", a[field], b[field]
+            mine_of, theirs_of = cast("dict[str, Any]", a), cast("dict[str, Any]", b)
+            field = next(key for key in mine_of if mine_of[key] != theirs_of[key])
+            what, a, b = f"{what}, {field}", mine_of[field], theirs_of[field]
         raise InputError(
             f"{mine} and {theirs} have different schemas: {what} is {a} against {b}; run `recsys export` again"
         )

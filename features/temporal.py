@@ -9,7 +9,8 @@ from typing import Self
 
 import numpy as np
 import polars as pl
-import pyarrow as pa
+
+from features._arrow import list_series
 
 PARTS = ("train", "valid", "test")
 """The parts of a split in order; a part sees itself and the parts before it."""
@@ -19,7 +20,7 @@ def leave_one_out(events: pl.DataFrame) -> pl.Series:
     """The part of each row: a user's last interaction is `test`, the one before it `valid`, the rest `train`.
 
     Users with fewer than three interactions are all `train`. Rows that are no interactions (impressions) fall to the
-    part of the next interaction of their user.
+    part of the next interaction of their user, or of the last one where none follows.
 
     Args:
         events: in stable order, with `user_id` and the bool column `interaction`.
@@ -38,7 +39,7 @@ def by_time(events: pl.DataFrame, valid: float, test: float) -> pl.Series:
     """
     time = events["timestamp"].to_numpy()
     cuts = [int(len(time) * (1 - test - valid)), int(len(time) * (1 - test))]
-    at = [int(np.searchsorted(time, time[cut])) for cut in cuts]
+    at = np.searchsorted(time, time[cuts])
     part = np.zeros(len(time), dtype=np.int8)
     part[at[0] :] = 1
     part[at[1] :] = 2
@@ -106,10 +107,7 @@ def gather_slices(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> tup
 
 def ragged(values: np.ndarray, start: np.ndarray, end: np.ndarray) -> pl.Series:
     """The slices `values[start:end]` as one List series."""
-    flat, offsets = gather_slices(values, start, end)
-    series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat)))
-    assert isinstance(series, pl.Series)
-    return series
+    return list_series(*gather_slices(values, start, end))
 
 
 _ROW_BITS = 31

@@ -90,8 +90,8 @@ def load(directory: Path) -> Bundle:
     encoder = Encoder.load(directory)
     if facts["schema"] != encoder.schema.fingerprint:
         raise InputError(
-            f"{directory}: the bundle was made with schema {facts['schema']}, its schema.json is {encoder.schema.fingerprint}; "
-            "run `recsys export` again"
+            f"{directory}: the bundle was made with schema {facts['schema']}, but its schema.json is "
+            f"{encoder.schema.fingerprint}; run `recsys export` again"
         )
     config = manifest.read_json(directory / "config.json")
     return Bundle(

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -29,7 +30,7 @@ def save_state(directory: Path, model: DistributedModelParallel, optimizer: Comb
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier()
-    dcp.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=aside)
+    save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=aside)
 
 
 def finish(directory: Path, facts: dict[str, Any]) -> None:
@@ -49,5 +50,5 @@ def load_model(directory: Path, task: nn.Module) -> None:
     if manifest.read(directory) is None:
         raise InputError(f"{directory}: no finished checkpoint; run `recsys train` first")
     state = task.state_dict()
-    dcp.load({"model": state}, checkpoint_id=directory / STATE)
+    load({"model": state}, checkpoint_id=directory / STATE, no_dist=True)
     task.load_state_dict(state)

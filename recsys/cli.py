@@ -9,15 +9,13 @@ Progress goes to stderr, results to stdout; `--json` prints them as one object. 
 
 import argparse
 import json
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from features.errors import InputError
+from recsys.console import quiet
 
 if TYPE_CHECKING:
     from recsys.stages import Run
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         verb.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
         verb.add_argument("--json", action="store_true", help="print results as one JSON object")
     known, overrides = parser.parse_known_args(arguments)
-    _quiet()
+    quiet()
     try:
         _do(known.verb, known.config, overrides, as_json=known.json)
     except InputError as error:
@@ -55,16 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _quiet() -> None:
-    """Keep the libraries' own chatter off stderr, unless the user asks for it with FEEDLINE_DEBUG=1."""
-    if os.environ.get("FEEDLINE_DEBUG") == "1":
-        return
-    warnings.simplefilter("ignore")
-    for name in ("torchrec", "torch", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
@@ -94,7 +82,7 @@ def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
         }
         stages[verb]()
     if as_json:
-        print(json.dumps(run.results(), indent=2))
+        _print_json(run.results())
 
 
 def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
@@ -129,10 +117,16 @@ def _show(results: dict[str, Any], page: Path, path: Path, *, as_json: bool) -> 
     from recsys import summary
 
     if as_json:
-        print(json.dumps(results, indent=2))
+        _print_json(results)
         return
     summary.show(results, page)
     print(f"Serve it: recsys serve {path}  (or `make serve CONFIG={path}`)")
+
+
+def _print_json(results: dict[str, Any]) -> None:
+    """One object on stdout; a number that is none, such as the AUC of a single class, is null."""
+    text = json.dumps(results)
+    print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2))
 
 
 def _probe(run: "Run") -> None:

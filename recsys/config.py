@@ -50,22 +50,31 @@ class RunConfig(Settings):
     """What the planner may do."""
     launch: LaunchConfig = LaunchConfig()
     """Processes."""
-    baselines: dict[str, dict[str, Any]] = {}
+    baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Baseline → what its Config has; every file in `recsys/baselines` is measured, set here or not."""
     recommend: inference.Config = inference.Config()
     """Retrieve, rank, blend."""
     replay: runner.Config = runner.Config()
     """Replay of the held-out tail."""
-    serve: dict[str, Any] = {}
+    serve: dict[str, Any] = Field(default_factory=dict)
     """The server's section, checked by `serving`."""
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
+        rows = min(self.retriever.train.batch_size, self.ranker.train.batch_size)
+        if rows < self.launch.nproc:
+            raise ValueError(
+                f"a train.batch_size of {rows} cannot be shared by launch.nproc = {self.launch.nproc}; raise it"
+            )
+        tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
+        for name in self.sharding.tables:
+            if name not in tables:
+                raise ValueError(f"sharding.tables.{name} names no table; known: {', '.join(sorted(tables))}")
         longest = self.retriever.model.get("max_history", 50)
         if longest < self.prepare.max_history:
             raise ValueError(
-                f"retriever.model.max_history = {longest} is less than prepare.max_history = {self.prepare.max_history}; "
-                "set both to the same"
+                f"retriever.model.max_history = {longest} is less than prepare.max_history = "
+                f"{self.prepare.max_history}; set both to the same"
             )
         return self
 

@@ -68,7 +68,7 @@ def validate(model: type[Section], tree: dict[str, Any], source: str, prefix: st
     except ValidationError as error:
         first = error.errors()[0]
         parts = [part for part in first["loc"] if isinstance(part, str | int)]
-        field = prefix + ".".join(str(part) for part in parts)
+        field = (prefix + ".".join(str(part) for part in parts)).rstrip(".")
         if first["type"] == "extra_forbidden":
             known = _known_keys(model, parts[:-1])
             near = difflib.get_close_matches(str(parts[-1]), known, n=1)

@@ -17,7 +17,11 @@ from features.schema import Schema
 from features.temporal import gather_slices
 
 POOL_BATCHES = 50
-"""Histories are sorted by length among this many batches at a time, so that padding is little and order still random."""
+"""Histories are sorted by length among so many batches at a time: little padding, and still a random order."""
+
+
+_ORDER, _NEGATIVES = 1, 2
+"""Tell the random streams of one seed apart."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,18 @@ class Place:
     def part(self, rows: np.ndarray) -> slice:
         """This rank's part of a global batch."""
         return slice(self.rank * len(rows) // self.world, (self.rank + 1) * len(rows) // self.world)
+
+    def equal_part(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """This rank's part, as long as every other's, and its weights; None: all 1.
+
+        A part that is a row short repeats its first with weight 0. The gradient of a row-wise EmbeddingBagCollection
+        travels in an all-gather, which gloo has for equal parts only.
+        """
+        mine = rows[self.part(rows)]
+        missing = -(-len(rows) // self.world) - len(mine)
+        if not len(rows) % self.world:
+            return mine, None
+        return np.concatenate([mine, mine[:missing]]), np.repeat([1.0, 0.0], [len(mine), missing])
 
 
 def batches(rows: np.ndarray, batch_size: int, world: int) -> list[np.ndarray]:
@@ -65,7 +81,7 @@ class SequenceReader:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of one epoch: histories without their last item, targets without their first."""
-        rng = np.random.default_rng((self.seed, number))
+        rng = np.random.default_rng((self.seed, _ORDER, number))
         order = rng.permutation(len(self.lengths))
         pools = np.array_split(order, -(-len(order) // (self.batch_size * POOL_BATCHES)))
         order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
@@ -88,7 +104,7 @@ class SequenceReader:
     def _candidates(self, following: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         if self.negatives is None:
             return self.catalogue, following - 1
-        drawn = np.random.default_rng((self.seed, 1, step)).integers(1, self.items + 1, size=self.negatives)
+        drawn = np.random.default_rng((self.seed, _NEGATIVES, step)).integers(1, self.items + 1, size=self.negatives)
         distinct, place = np.unique(following, return_inverse=True)
         return np.concatenate([distinct, drawn]), place
 
@@ -104,10 +120,13 @@ class NextItemReader:
         self.table, self.batch_size, self.place = table, batch_size, place
         self.catalogue = np.arange(1, items + 1)
 
+    @property
+    def rows(self) -> int:
+        """Questions."""
+        return self.table.height
+
     def __iter__(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, np.ndarray]]:
         """(batch, history items [N], lengths [B], target item [B]) of this rank's part of each global batch."""
-        if self.table.height < self.place.world:
-            return
         for rows in batches(np.arange(self.table.height), self.batch_size, self.place.world):
             mine = self.table[rows[self.place.part(rows)]]
             history, lengths = jagged(mine["items"])
@@ -132,18 +151,16 @@ class RankingReader:
         return self.examples.height
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, shuffled."""
-        order = np.random.default_rng((self.seed, number)).permutation(self.rows)
-        yield from self._batches(order, number)
+        """The batches of one epoch, shuffled, in equal parts for all ranks: see `Place.equal_part`."""
+        order = np.random.default_rng((self.seed, _ORDER, number)).permutation(self.rows)
+        cut = batches(order, self.batch_size, self.place.world)
+        for index, rows in enumerate(cut):
+            mine, weights = self.place.equal_part(rows)
+            share = Share(step=number * len(cut) + index, rows=len(rows), targets=len(rows), tokens_before=0, tokens=0)
+            yield ranking_batch(self.examples[mine], self.schema, share, weights)
 
     def in_order(self) -> Iterator[Batch]:
         """The batches in the file's order."""
-        yield from self._batches(np.arange(self.rows), 0)
-
-    def _batches(self, order: np.ndarray, epoch: int) -> Iterator[Batch]:
-        if len(order) < self.place.world:
-            return
-        cut = batches(order, self.batch_size, self.place.world)
-        for index, rows in enumerate(cut):
-            share = Share(step=epoch * len(cut) + index, rows=len(rows), targets=len(rows), tokens_before=0, tokens=0)
+        for rows in batches(np.arange(self.rows), self.batch_size, self.place.world):
+            share = Share(step=0, rows=len(rows), targets=len(rows), tokens_before=0, tokens=0)
             yield ranking_batch(self.examples[rows[self.place.part(rows)]], self.schema, share)

@@ -1,9 +1,8 @@
-"""Processes: one by default, several on this machine with `--launch.nproc`, more machines under torchrun.
+"""Processes: one by default, several on this machine with `--launch.nproc`.
 
 gloo on CPU and NCCL on GPU, chosen by the device.
 """
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,29 +12,28 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import Field
+from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 
+from features.errors import InputError
 from features.settings import Settings
+from recsys.console import quiet
 
 
 class Config(Settings):
     """The section [launch]."""
 
     nproc: int = Field(default=1, ge=1)
-    """Training processes on this machine; ignored under torchrun, which has started them already."""
+    """Training processes on this machine."""
 
 
 def launch(function: Callable[..., None], config: Config, *args: Any) -> None:
     """Call `function(*args)` in every process of a group; returns when all have ended.
 
     Raises:
+        InputError: a process refused its input.
         torch.multiprocessing.ProcessRaisedException: the first error of a spawned process, with its traceback.
     """
-    if "RANK" in os.environ:
-        with process_group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), "env://"):
-            function(*args)
-        return
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = f"file://{Path(folder, 'rendezvous')}"
         if config.nproc == 1:
@@ -43,15 +41,33 @@ def launch(function: Callable[..., None], config: Config, *args: Any) -> None:
                 function(*args)
         else:
             threads = max(1, torch.get_num_threads() // config.nproc)
-            mp.spawn(_worker, (config.nproc, meeting_point, threads, function, args), nprocs=config.nproc)
+            refused = Path(folder, "refused")
+            try:
+                spawn(_worker, (config.nproc, meeting_point, refused, threads, function, args), nprocs=config.nproc)
+            except ProcessRaisedException:
+                if refused.exists():
+                    raise InputError(refused.read_text(encoding="utf-8")) from None
+                raise
 
 
 def _worker(
-    rank: int, world: int, meeting_point: str, threads: int, function: Callable[..., None], args: tuple[Any, ...]
+    rank: int,
+    world: int,
+    meeting_point: str,
+    refused: Path,
+    threads: int,
+    function: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
+    quiet()
     torch.set_num_threads(threads)
     with process_group(rank, world, meeting_point):
-        function(*args)
+        try:
+            function(*args)
+        except InputError as error:
+            # What crosses to the parent is a traceback as text; what a person did wrong goes beside it.
+            refused.write_text(str(error), encoding="utf-8")
+            raise
 
 
 @contextmanager
@@ -71,7 +87,7 @@ def device() -> torch.device:
     """This rank's device: its GPU where there are any."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", dist.get_rank())) % torch.cuda.device_count()
+    local = dist.get_rank() % torch.cuda.device_count()
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 

@@ -16,7 +16,7 @@ from features.online import MemoryStore
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.inference import Config, Recommender, Request
-from recsys.metrics import coverage, next_item_metrics, pointwise_metrics
+from recsys.metrics import coverage, next_item_metrics, pointwise_metrics, rank_of
 from recsys.scorer import Scorer
 
 BATCH = 256
@@ -101,29 +101,35 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
         states = [recommender.store.user(request.user_id) for request in requests]
         score_BI = recommender.retrieval_scores(requests, states)
         target_B = part["item_index"].to_numpy()
-        own_B1 = np.take_along_axis(score_BI, target_B[:, None], axis=1)
-        rank_B = 1 + (score_BI > own_B1).sum(1) + ((score_BI == own_B1).sum(1) - 1) / 2
-        ranks.append(np.where(np.isfinite(own_B1[:, 0]), rank_B, np.inf))
-        top_BK = np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
-        lists.append(np.where(np.isfinite(np.take_along_axis(score_BI, top_BK, axis=1)), top_BK, 0))
+        ranks.append(rank_of(score_BI, target_B[:, None].astype(np.int64)))
+        lists.append(_first(score_BI, LIST))
     return np.concatenate(ranks), np.concatenate(lists)
 
 
+def _first(score_BI: np.ndarray, count: int) -> np.ndarray:
+    """The best `count` columns of each row in no particular order, 0 where there are no more; int64 [B, count]."""
+    width = min(count, score_BI.shape[1] - 1)
+    top_BK = np.argpartition(-score_BI, width, axis=1)[:, :width]
+    kept_BK = np.where(np.isfinite(np.take_along_axis(score_BI, top_BK, axis=1)), top_BK, 0)
+    return np.pad(kept_BK, ((0, 0), (0, count - width)))
+
+
 def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Place of each right item in the feed, inf where it is not in it; float64 [Q] and int64 [Q, 10]."""
+    """Place of each right item among all retrieved, as blended, inf where it is not; float64 [Q], int64 [Q, 10]."""
     index = recommender.item_index
     ranks, lists = [], []
     for part in questions.iter_slices(BATCH):
-        for response, target in zip(recommender.recommend_many(_requests(part)), part["item_id"], strict=True):
+        responses = recommender.recommend_many(_requests(part, recommender.config.retrieved))
+        for response, target in zip(responses, part["item_id"], strict=True):
             shown = [item.item_id for item in response.items]
             ranks.append(shown.index(target) + 1 if target in shown else np.inf)
-            lists.append([index[item] for item in shown] + [0] * (LIST - len(shown)))
+            lists.append([index[item] for item in shown[:LIST]] + [0] * (LIST - len(shown)))
     return np.array(ranks), np.array(lists)
 
 
-def _requests(questions: pl.DataFrame) -> list[Request]:
+def _requests(questions: pl.DataFrame, k: int = LIST) -> list[Request]:
     pairs = questions.select("user_id", "timestamp").iter_rows()
-    return [Request(user_id=user, timestamp=time, k=LIST) for user, time in pairs]
+    return [Request(user_id=user, timestamp=time, k=k) for user, time in pairs]
 
 
 def popularity_bands(counts_I: np.ndarray, bands: int = 10) -> np.ndarray:

@@ -121,6 +121,9 @@ class Recommender:
         self.ranker_history: int = prepared["ranker_history"]
         self.history_actions = frozenset(prepared["history_actions"])
         self.label: dict[str, Any] = prepared["label"]
+        sources = {spec.source for spec in self.encoder.schema.features if spec.source.startswith("request.")}
+        own = {*_USER_COLUMNS, "item_events", "item_positives"}
+        self.context_columns = tuple(sorted({source.split(".")[1] for source in sources} - own))
         self.scorer = scorer or LearnedScorer(bundle.retriever, prepared["max_history"])
         counts = pl.DataFrame({"item_index": np.repeat(np.arange(bundle.items.height), bundles.item_counts(bundle))})
         self.fallback = popularity.fit(popularity.Config(), counts, bundle.items)
@@ -150,7 +153,7 @@ class Recommender:
                 examples = self.encoder.encode(self._request_frame(requests, states, retrieved_BR))
             with clock("rank"):
                 probability_BR = self.probabilities(examples).reshape(retrieved_BR.shape)
-                blended_BR = blended_BR + self.config.ranker_weight * np.log(probability_BR)
+                blended_BR = blended_BR + self.config.ranker_weight * np.log(np.maximum(probability_BR, _TINY))
         with clock("blend"):
             order_BR = np.argsort(-blended_BR, axis=1, kind="stable")
         return [
@@ -221,7 +224,6 @@ class Recommender:
         """The frame that `features.encoder` describes, a row for each request and retrieved item."""
         now = time.time_ns() // 1_000_000
         histories = [[self.item_index.get(e.item_id, 0) for e in s.history[-self.ranker_history :]] for s in states]
-        needed = [spec.source for spec in self.encoder.schema.features if spec.source.startswith("request.")]
         users = pl.DataFrame(
             {
                 "user_index": [self.user_index.get(request.user_id, 0) for request in requests],
@@ -233,9 +235,10 @@ class Recommender:
             },
             schema=_USER_COLUMNS,
         )
-        known = {*users.columns, "item_events", "item_positives"}
-        for name in sorted({source.split(".")[1] for source in needed} - known):
-            users = users.with_columns(pl.Series(name, [request.context.get(name) for request in requests]))
+        users = users.with_columns(
+            pl.Series(name, [request.context.get(name) for request in requests], strict=False)
+            for name in self.context_columns
+        )
         frame = users[np.repeat(np.arange(len(requests)), retrieved_BR.shape[1])]
         distinct, place = np.unique(retrieved_BR, return_inverse=True)
         counts = self.store.items([self.item_ids[index] for index in distinct])
@@ -248,6 +251,9 @@ class Recommender:
 
 _NO_ITEM = ""
 """Stands at index 0, which is never shown; a list is filled up with it where the catalogue is shorter."""
+
+_TINY = float(np.finfo(np.float32).tiny)
+"""A probability that has underflowed is taken for this, so that its logarithm is a number."""
 
 _USER_COLUMNS = {
     "user_index": pl.Int32,

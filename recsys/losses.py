@@ -39,6 +39,6 @@ def sampled_softmax(
     return cross_entropy(logits, torch.zeros_like(target_N), reduction="sum") / count
 
 
-def log_loss(logits_B: Tensor, label_B: Tensor, count: int) -> Tensor:
-    """Binary cross entropy in nats."""
-    return binary_cross_entropy_with_logits(logits_B, label_B, reduction="sum") / count
+def log_loss(logits_B: Tensor, label_B: Tensor, count: int, weight_B: Tensor | None = None) -> Tensor:
+    """Binary cross entropy in nats; `weight_B` None: all 1."""
+    return binary_cross_entropy_with_logits(logits_B, label_B, weight_B, reduction="sum") / count

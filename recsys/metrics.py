@@ -27,6 +27,21 @@ def next_item_metrics(rank_Q: np.ndarray) -> dict[str, float]:
     return metrics | {"mrr": float((1.0 / rank).mean())}
 
 
+def rank_of(score_BI: np.ndarray, target_B1: np.ndarray) -> np.ndarray:
+    """Rank of one column in each row; ties share their mean rank.
+
+    Args:
+        score_BI: higher is better; −inf for what is left out.
+        target_B1: int64, the column.
+
+    Returns:
+        float64 [B]: 1 is first; inf where the column itself is left out or its score is no number.
+    """
+    own_B1 = np.take_along_axis(score_BI, target_B1, axis=1)
+    rank_B = 1 + (score_BI > own_B1).sum(1) + ((score_BI == own_B1).sum(1) - 1) / 2
+    return np.where(np.isfinite(own_B1[:, 0]), rank_B, np.inf)
+
+
 def coverage(recommended: np.ndarray, items: int) -> float:
     """Share of the catalogue that is in at least one list; `recommended` holds item indices > 0, 0 where none."""
     shown = np.unique(recommended)
@@ -40,10 +55,11 @@ def pointwise_metrics(probability_E: np.ndarray, label_E: np.ndarray, group_E: n
     - `ne`: log-loss over that of always predicting the base rate (He et al., ADKDD 2014).
     - `calibration`: mean prediction over base rate; 1 is calibrated.
     """
-    p = np.clip(np.asarray(probability_E, dtype=np.float64), 1e-7, 1 - 1e-7)
+    p = np.asarray(probability_E, dtype=np.float64)
+    certain = np.clip(p, 1e-7, 1 - 1e-7)  # a wrong prediction that was certain costs much, not everything
     y = np.asarray(label_E, dtype=np.float64)
     base = y.mean()
-    logloss = float(-(xlogy(y, p) + xlogy(1 - y, 1 - p)).mean())
+    logloss = float(-(xlogy(y, certain) + xlogy(1 - y, 1 - certain)).mean())
     entropy = float(-(xlogy(base, base) + xlogy(1 - base, 1 - base)))
     return {
         "auc": auc(p, y),

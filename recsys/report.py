@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -22,7 +24,7 @@ COLOURS = {
     "popularity": "#8a8a8a",
     "actual": "#222222",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -46,7 +48,7 @@ def write(directory: Path, results: dict[str, Any]) -> Path:
         for path in sorted((directory / "checkpoints").glob("*/*"))
         if manifest.read(path) is not None
     }
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(rc=STYLE):
         plots = {
             "loss": _loss(histories),
             "validation": _validation(histories),
@@ -154,12 +156,13 @@ def _days(days: list[dict[str, Any]]) -> str:
     if not days:
         return ""
     figure, axes = _figure()
-    labels = [day["day"][5:] for day in days]
+    dates = np.array([day["day"] for day in days], dtype="datetime64[D]")
     for name, colour in (("feed", COLOURS["retriever"]), ("popularity", COLOURS["popularity"])):
-        axes.plot(labels, [day[name]["recall@10"] for day in days], marker=".", color=colour, label=name)
+        axes.plot(dates, [day[name]["recall@10"] for day in days], marker=".", color=colour, label=name)
     axes.set(ylabel="recall@10", ylim=(0, None))
-    axes.tick_params(axis="x", rotation=60)
-    axes.set_xticks(range(0, len(labels), max(1, len(labels) // 12)))
+    locator = AutoDateLocator()
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     axes.legend(frameon=False)
     return _svg(figure)
 

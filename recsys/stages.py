@@ -9,28 +9,27 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from features import manifest, pipeline
+from features.errors import InputError
 from features.manifest import file_fingerprint, fingerprint, finished_directory, source_fingerprint, write_json
 from features.pipeline import Split
 from recsys import bundle, distributed, evaluate
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
+from recsys.console import console
 from recsys.replay import runner
-from recsys.train import train
+from recsys.train import RankerConfig, RetrieverConfig, train
 
 LIBRARIES = ("feedline", "torch", "torchrec", "polars", "pyarrow", "numpy")
 RESULT = "result.json"
 RESOLVED = "config.toml"
-
-console = Console(stderr=True)
-"""Progress and messages; stdout is for results."""
 
 
 def environment(stage: str) -> dict[str, Any]:
@@ -77,6 +76,20 @@ class Run:
         """Directory of a stage's result."""
         return self.directory / "reports" / name
 
+    def places(self, stage: str) -> list[Path]:
+        """The directories that a stage leaves."""
+        name, *role = stage.split(" ")
+        splits = self.config.prepare.splits
+        match name:
+            case "prepare":
+                return [self.directory / "examples"]
+            case "train":
+                return [self.checkpoint(split, role[0]) for split in splits]
+            case "export":
+                return [self.bundle(split) for split in splits]
+            case _:
+                return [self.report(name)]
+
     def key(self, stage: str) -> str:
         """The fingerprint of everything that the stage's result depends on."""
         parts = {name: self.sections[name] for name in _SECTIONS[stage]}
@@ -101,27 +114,13 @@ class Run:
         for split in self.config.prepare.splits:
             for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
                 out = self.checkpoint(split, role)
-
-                def work(facts: dict[str, Any], split=split, section=section, out=out) -> None:
-                    arguments = (section, self.config.sharding, self.examples(split), out, facts)
-                    distributed.launch(train, self.config.launch, *arguments)
-
-                self._stage("train", out, work, f"train {split} {role}")
+                work = partial(self._train, section, self.examples(split), out)
+                self._stage(f"train {role}", out, work, f"train {split} {role}")
 
     def export(self) -> None:
         """Checkpoints → a bundle for every split."""
-        sections = {name: self.sections[name] for name in ("run", "prepare", "retriever", "ranker", "recommend")}
-        has_clock = manifest.read(self.directory / "examples")
         for split in self.config.prepare.splits:
-            out = self.bundle(split)
-
-            def work(facts: dict[str, Any], split=split, out=out) -> None:
-                facts |= {"split": split, "has_clock": bool(has_clock and has_clock["has_clock"])}
-                retriever = (self.config.retriever, self.checkpoint(split, "retriever"))
-                ranker = (self.config.ranker, self.checkpoint(split, "ranker"))
-                bundle.export(self.examples(split), retriever, ranker, sections, out, facts)
-
-            self._stage("export", out, work, f"export {split}")
+            self._stage("export", self.bundle(split), partial(self._export, split), f"export {split}")
 
     def evaluate(self) -> None:
         """Bundles → quality of retrieval and ranking."""
@@ -137,9 +136,8 @@ class Run:
                     lambda name: console.print(f"  judging {name}", style="dim"),
                 )
             served = self.config.served_split
-            result["ranking"] = evaluate.evaluate_ranking(self.bundle(served), self.examples(served))
-            result["ranking"]["split"] = served
-            return result
+            found = evaluate.evaluate_ranking(self.bundle(served), self.examples(served))
+            return result | {"ranking": {"split": served, **found}}
 
         self._result("evaluate", work)
 
@@ -175,17 +173,12 @@ class Run:
     def results(self) -> dict[str, Any]:
         """Everything that the finished stages found, and how long each took."""
         found: dict[str, Any] = {"run": self.config.run.name, "directory": str(self.directory), "seconds": {}}
-        places = {
-            "prepare": [self.directory / "examples"],
-            "train": [self.checkpoint(s, r) for s in self.config.prepare.splits for r in ("retriever", "ranker")],
-            "export": [self.bundle(split) for split in self.config.prepare.splits],
-            **{name: [self.report(name)] for name in ("evaluate", "probe", "replay")},
-        }
         memory = 0.0
-        for stage, directories in places.items():
-            facts = [fact for fact in map(manifest.read, directories) if fact is not None]
+        for stage in _SECTIONS:
+            facts = [fact for fact in map(manifest.read, self.places(stage)) if fact is not None]
             if facts:
-                found["seconds"][stage] = round(sum(fact["seconds_taken"] for fact in facts), 2)
+                name, seconds = stage.split(" ")[0], sum(fact["seconds_taken"] for fact in facts)
+                found["seconds"][name] = round(found["seconds"].get(name, 0.0) + seconds, 2)
                 memory = max([memory, *(fact["peak_memory_mb"] for fact in facts)])
         found["peak_memory_mb"] = memory
         found["rows"] = (manifest.read(self.directory / "examples") or {}).get("rows")
@@ -194,7 +187,7 @@ class Run:
                 name: facts[name]
                 for name in ("epochs", "best_epoch", "seconds", "rows_per_second", "parameters", "plan")
             }
-            for path in places["train"]
+            for path in (*self.places("train retriever"), *self.places("train ranker"))
             if (facts := manifest.read(path)) is not None
         }
         for name in ("evaluate", "replay", "probe"):
@@ -202,6 +195,18 @@ class Run:
             if path.exists():
                 found |= manifest.read_json(path) if name == "evaluate" else {name: manifest.read_json(path)}
         return found
+
+    def _train(self, section: RetrieverConfig | RankerConfig, examples: Path, out: Path, facts: dict[str, Any]) -> None:
+        distributed.launch(train, self.config.launch, section, self.config.sharding, examples, out, facts)
+
+    def _export(self, split: Split, facts: dict[str, Any]) -> None:
+        prepared = manifest.read(self.directory / "examples")
+        assert prepared is not None
+        sections = {name: self.sections[name] for name in ("run", "prepare", "retriever", "ranker", "recommend")}
+        facts |= {"split": split, "has_clock": prepared["has_clock"]}
+        retriever = (self.config.retriever, self.checkpoint(split, "retriever"))
+        ranker = (self.config.ranker, self.checkpoint(split, "ranker"))
+        bundle.export(self.examples(split), retriever, ranker, sections, self.bundle(split), facts)
 
     def _result(self, stage: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """A stage whose result is one JSON file."""
@@ -220,6 +225,7 @@ class Run:
         if done is not None and done["key"] == key:
             console.print(f"[dim]{title}: up to date[/dim]")
             return
+        self._require_upstream(stage)
         console.print(f"[bold]{title}[/bold] …")
         started = time.perf_counter()
         facts: dict[str, Any] = {"stage": stage, "key": key, "environment": self.environments[stage]}
@@ -230,6 +236,19 @@ class Run:
         write_json(out / manifest.MANIFEST, taken | {"seconds_taken": seconds, "peak_memory_mb": peak_memory_mb()})
         console.print(f"  done in {seconds:.1f} s")
 
+    def _require_upstream(self, stage: str) -> None:
+        for name in _UPSTREAM[stage]:
+            verb = name.split(" ")[0]
+            for place in self.places(name):
+                facts = manifest.read(place)
+                if facts is None:
+                    raise InputError(f"{place}: nothing here yet; run `recsys {verb} {self.path}` first")
+                if facts["key"] != self.key(name):
+                    raise InputError(
+                        f"{place} was made from another config, other data or other code; "
+                        f"run `recsys {verb} {self.path}` again"
+                    )
+
 
 def peak_memory_mb() -> float:
     """The most resident memory that this process or one of its children has had, 10⁶ bytes."""
@@ -239,7 +258,8 @@ def peak_memory_mb() -> float:
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("dataset", "prepare", "features"),
-    "train": ("retriever", "ranker", "sharding", "launch"),
+    "train retriever": ("retriever", "sharding", "launch"),
+    "train ranker": ("ranker", "sharding", "launch"),
     "export": ("recommend", "run"),
     "evaluate": ("recommend", "baselines"),
     "replay": ("recommend", "replay"),
@@ -247,20 +267,25 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
 }
 _UPSTREAM: dict[str, tuple[str, ...]] = {
     "prepare": (),
-    "train": ("prepare",),
-    "export": ("train",),
+    "train retriever": ("prepare",),
+    "train ranker": ("prepare",),
+    "export": ("train retriever", "train ranker"),
     "evaluate": ("export",),
     "replay": ("export",),
     "probe": ("export",),
 }
-_TRAINING = ("train", "tasks", "losses", "data", "checkpoint", "distributed")
-_FEED = ("inference", "bundle", "scorer", "metrics")
+_TRAINING = (
+    *("embeddings", "recsys/models", "recsys/modules"),
+    *(f"recsys/{name}.py" for name in ("train", "tasks", "losses", "data", "metrics", "checkpoint", "distributed")),
+)
+_FEED = tuple(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "metrics"))
 _SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
-    "train": ("embeddings", "recsys/models", "recsys/modules", *(f"recsys/{name}.py" for name in _TRAINING)),
+    "train retriever": _TRAINING,
+    "train ranker": _TRAINING,
     "export": ("recsys/bundle.py",),
-    "evaluate": ("recsys/baselines", "recsys/evaluate.py", *(f"recsys/{name}.py" for name in _FEED)),
-    "replay": ("recsys/baselines", "recsys/replay", *(f"recsys/{name}.py" for name in _FEED)),
-    "probe": ("serving", *(f"recsys/{name}.py" for name in _FEED)),
+    "evaluate": ("recsys/baselines", "recsys/evaluate.py", *_FEED),
+    "replay": ("recsys/baselines", "recsys/replay", *_FEED),
+    "probe": ("serving", *_FEED),
 }
 """Source files whose change makes a stage's result out of date, beside those of the stages before it."""

@@ -40,7 +40,8 @@ class RetrievalTask(nn.Module):
         outputs = self.model(batch)
         if batch.labels is None:
             return torch.zeros(()), outputs
-        assert batch.share is not None and batch.sequences is not None
+        assert batch.share is not None
+        assert batch.sequences is not None
         user_ND, candidates_CD, target_N = outputs["user_ND"], outputs["candidates_CD"], batch.labels["next_item"]
         count = batch.share.targets
         if self.loss.sampled is None:
@@ -61,5 +62,6 @@ class RankingTask(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The rank's share of the global mean loss, and the model's outputs."""
         outputs = self.model(batch)
-        assert batch.share is not None and batch.labels is not None
-        return log_loss(outputs["logits_B"], batch.labels[self.label], batch.share.rows), outputs
+        assert batch.share is not None
+        assert batch.labels is not None
+        return log_loss(outputs["logits_B"], batch.labels[self.label], batch.share.rows, batch.weights), outputs

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -25,8 +24,9 @@ from features.manifest import write_json
 from features.schema import Schema
 from features.settings import Settings
 from recsys import checkpoint, distributed
+from recsys.console import console
 from recsys.data import NextItemReader, Place, RankingReader, SequenceReader
-from recsys.metrics import next_item_metrics, pointwise_metrics
+from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
 from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
 
 Role = Literal["retriever", "ranker"]
@@ -52,7 +52,7 @@ class ModelConfig(Settings):
 
     kind: str
     """The file in `recsys/models`."""
-    model: dict[str, Any] = {}
+    model: dict[str, Any] = Field(default_factory=dict)
     """The model's own section, checked by its Config."""
     optimizer: optim.Config = optim.Config()
     """The optimizers."""
@@ -113,13 +113,13 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
     validations: list[dict[str, float]] = []
     best, best_epoch = -np.inf, -1
     started = time.perf_counter()
-    with _progress(config.train.epochs * len(job.reader), out) as advance:
+    with _Progress(config.train.epochs * len(job.reader), out) as progress:
         for epoch in range(config.train.epochs):
             model.train()
             parts: list[Tensor] = []
             for batch in job.reader.epoch(epoch):
                 parts.append(_step(model, optimizer, batch.to(device)))
-                advance(None)
+                progress.step()
             losses += distributed.total(torch.stack(parts)).tolist()
             if not np.isfinite(losses[-len(parts) :]).all():
                 raise InputError(
@@ -128,7 +128,11 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
             model.eval()
             validations.append(job.validate(model))
             score = job.better(validations[-1])
-            advance({"loss": float(np.mean(losses[-len(parts) :])), **validations[-1]})
+            if not np.isfinite(score):
+                raise InputError(
+                    f"{out.name}: validation is not finite in epoch {epoch}; lower the optimizer's learning rates"
+                )
+            progress.epoch(float(np.mean(losses[-len(parts) :])), validations[-1])
             if score > best:
                 best, best_epoch = score, epoch
                 checkpoint.save_state(out, model, optimizer)
@@ -192,15 +196,24 @@ def _job(config: ModelConfig, examples: Path, device: torch.device) -> Job:
         questions = NextItemReader(
             sequences / "valid.parquet", schema.items, 4 * loop.batch_size, loop.valid_rows, place
         )
+        _require_rows(questions.rows, place, sequences / "valid.parquet")
         return Job(
             task, reader, lambda model: validate_retrieval(model, questions, device), lambda found: found["ndcg@10"]
         )
     ranking = examples / "ranking"
     examples_reader = RankingReader(ranking / "train.parquet", schema, loop.batch_size, loop.seed, place)
     valid = RankingReader(ranking / "valid.parquet", schema, 4 * loop.batch_size, loop.seed, place)
+    _require_rows(valid.rows, place, ranking / "valid.parquet")
     return Job(
         task, examples_reader, lambda model: validate_ranking(model, valid, device), lambda found: -found["logloss"]
     )
+
+
+def _require_rows(rows: int, place: Place, path: Path) -> None:
+    if rows < place.world:
+        raise InputError(
+            f"{path}: {rows} rows cannot validate {place.world} processes; use a longer log or fewer processes"
+        )
 
 
 @torch.no_grad()
@@ -212,9 +225,9 @@ def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torc
         last_B = torch.from_numpy(np.cumsum(lengths_B) - 1)
         score_BC = (outputs["user_ND"][last_B] @ outputs["candidates_CD"].T).cpu()
         score_BC[np.repeat(np.arange(len(lengths_B)), lengths_B), history_N - 1] = -torch.inf
-        target = torch.from_numpy(target_B.astype(np.int64) - 1).unsqueeze(1)
-        ranks.append((1 + (score_BC > score_BC.gather(1, target)).sum(1)).numpy())
-    return next_item_metrics(np.concatenate([rank for part in distributed.gathered(ranks) for rank in part] or [[]]))
+        target_B1 = target_B.astype(np.int64)[:, None] - 1
+        ranks.append(rank_of(score_BC.numpy(), target_B1))
+    return next_item_metrics(np.concatenate([rank for part in distributed.gathered(ranks) for rank in part]))
 
 
 @torch.no_grad()
@@ -236,11 +249,10 @@ def _size(value: Any) -> int:
     return int(np.prod(value.size()))
 
 
-class _progress:
-    """A bar on the first rank's stderr."""
+class _Progress:
+    """On the first rank's stderr: a bar on a terminal, a line an epoch in a log."""
 
     def __init__(self, steps: int, out: Path) -> None:
-        console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("  {task.description}"),
             BarColumn(),
@@ -252,17 +264,24 @@ class _progress:
             transient=True,
         )
         self.task = self.bar.add_task(f"{out.parent.name} {out.name}", total=steps, found="")
+        self.epochs = 0
 
-    def __enter__(self) -> Callable[[dict[str, float] | None], None]:
+    def __enter__(self) -> "_Progress":
         self.bar.start()
-        return self._advance
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def _advance(self, found: dict[str, float] | None) -> None:
-        if found is None:
-            self.bar.advance(self.task)
-        else:
-            shown = ("loss", "ndcg@10", "auc", "ne")
-            self.bar.update(self.task, found="  ".join(f"{name} {found[name]:.4f}" for name in shown if name in found))
+    def step(self) -> None:
+        """One batch is done."""
+        self.bar.advance(self.task)
+
+    def epoch(self, loss: float, found: dict[str, float]) -> None:
+        """One epoch is done and validated."""
+        self.epochs += 1
+        numbers = {"loss": loss, **{name: found[name] for name in ("ndcg@10", "auc", "ne") if name in found}}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self.bar.update(self.task, found=text)
+        if distributed.is_first() and not console.is_terminal:
+            console.print(f"  epoch {self.epochs}: {text}", highlight=False)

@@ -71,7 +71,8 @@ def require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"serve.port = {port} on {host} cannot be used ({error.strerror}); stop what listens there or set --serve.port"
+                f"serve.port = {port} on {host} cannot be used ({error.strerror}); stop what listens there or set "
+                "--serve.port"
             ) from None
 
 

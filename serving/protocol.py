@@ -1,12 +1,12 @@
 """The wire: what a request may say and what a response says, checked by pydantic, described by OpenAPI."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-Id = Annotated[
-    StrictInt | Annotated[StrictStr, Field(max_length=256)], Field(description="number or text, as in the log")
-]
+Text = Annotated[StrictStr, Field(max_length=256)]
+Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+Id = Annotated[Number | Text, Field(description="number or text, as in the log")]
 Timestamp = Annotated[int, Field(ge=0, le=4_102_444_800_000, description="Unix time, milliseconds")]
 
 
@@ -23,7 +23,9 @@ class RecommendRequest(Message):
     k: int = Field(default=20, ge=1, le=500, description="length of the feed")
     timestamp: Timestamp | None = Field(default=None, description="moment of the request; now if not given")
     exclude_seen: bool = Field(default=True, description="leave out what is in the history")
-    context: dict[str, Any] = Field(default={}, description="values of the log's context columns")
+    context: dict[str, Text | Number | float | bool | None] = Field(
+        default={}, description="values of the log's context columns"
+    )
 
 
 class FeedItem(Message):

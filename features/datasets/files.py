@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 import polars as pl
+from polars import selectors as cs
+from pydantic import Field, model_validator
 
+from features.datasets._inputs import require_files
 from features.errors import InputError
 from features.events import OPTIONAL, REQUIRED, RawLog
 from features.settings import Settings
@@ -23,53 +26,56 @@ class Config(Settings):
     """Where the files are and which column means what."""
 
     events: str
-    """A file, or a glob of files that are read in the order of their names."""
+    """A file, or a pattern with `*` of files that are read in the order of their names."""
     items: Path | None = None
     """A file that describes the items; None: they are known from the events alone."""
     users: Path | None = None
     """A file that describes the users; None: they are known from the events alone."""
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name → column of the events file, for those that are named otherwise."""
     context: tuple[str, ...] = ()
     """Further columns of the events file to keep, under their own names."""
-    item_columns: dict[str, str] = {}
+    item_columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name → column of the items file (`item_id, title, categories, created_at`, …)."""
-    user_columns: dict[str, str] = {}
+    user_columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name → column of the users file (`user_id`, …)."""
     category_separator: str = "|"
     """What stands between categories where they are one text column."""
     time_unit: Literal["s", "ms", "us", "position"] = "ms"
     """Unit of a numeric timestamp; `position`: only an order within each user. A datetime column needs none."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for name in self.columns:
+            if name not in (*REQUIRED, *OPTIONAL):
+                raise ValueError(f"columns.{name} is no canonical column; use {', '.join((*REQUIRED, *OPTIONAL))}")
+        return self
+
 
 def inputs(config: Config) -> list[Path]:
-    """The files that `load` reads."""
-    return [*_matches(config.events), *(path for path in (config.items, config.users) if path is not None)]
+    """The files that `load` reads.
+
+    Raises:
+        InputError: one does not exist.
+    """
+    return [
+        *_matches(config.events),
+        *require_files({"dataset.items": config.items, "dataset.users": config.users}),
+    ]
 
 
 def load(config: Config) -> RawLog:
-    """Read and rename; what is not mapped, canonical or listed as context is left out."""
-    source = config.events
-    raw = pl.concat([_read(path) for path in _matches(config.events)], how="vertical_relaxed")
-    for name in config.columns:
-        if name not in (*REQUIRED, *OPTIONAL):
-            raise InputError(
-                f"dataset.columns.{name}: not a canonical column; use one of {', '.join((*REQUIRED, *OPTIONAL))}"
-            )
-    for name in config.context:
-        if name not in raw.columns:
-            raise InputError(
-                f"{source}: column '{name}' of dataset.context is missing (found: {', '.join(raw.columns)})"
-            )
-    events = _rename(raw, config.columns, source, "dataset.columns")
-    events = events.select(name for name in events.columns if name in (*REQUIRED, *OPTIONAL, *config.context))
-    if "timestamp" in events.columns:
-        events = events.with_columns(_milliseconds(events, config.time_unit))
+    """Read and rename; what is not mapped, canonical or listed as context is left out.
+
+    Raises:
+        InputError: a file cannot be read, a column that the config names is missing, or files do not fit together.
+    """
+    inputs(config)
     return RawLog(
-        events=events,
-        items=_table(config.items, config.item_columns, "dataset.item_columns", config.category_separator),
-        users=_table(config.users, config.user_columns, "dataset.user_columns", config.category_separator),
-        source=source,
+        events=_concat([(path, _events(path, config)) for path in _matches(config.events)]),
+        items=_table(config.items, config.item_columns, "item_id", config),
+        users=_table(config.users, config.user_columns, "user_id", config),
+        source=config.events,
         has_clock=config.time_unit != "position",
     )
 
@@ -77,39 +83,82 @@ def load(config: Config) -> RawLog:
 def _matches(pattern: str) -> list[Path]:
     path = Path(pattern)
     if "*" not in pattern:
-        return [path]
+        return require_files({"dataset.events": path})
     at = next(i for i, part in enumerate(path.parts) if "*" in part)
     found = sorted(Path(*path.parts[:at]).glob(str(Path(*path.parts[at:]))))
     if not found:
-        raise InputError(f"{pattern}: no file matches; set dataset.events to an existing file or glob")
+        raise InputError(f"{pattern}: no file matches; set dataset.events to an existing file or pattern")
     return found
 
 
-def _read(path: Path) -> pl.DataFrame:
-    if not path.exists():
-        raise InputError(f"{path}: no such file; set dataset.events, items or users to an existing one")
-    suffix = path.suffix.lower()
+def _events(path: Path, config: Config) -> pl.DataFrame:
+    """One file's events under canonical names."""
+    raw = _read(path, [config.columns.get(name, name) for name in ("user_id", "item_id")])
+    events = _rename(raw, config.columns, path, "dataset.columns")
+    for name in config.context:
+        if name not in events.columns:
+            raise InputError(
+                f"{path}: column '{name}' of dataset.context is missing (found: {', '.join(raw.columns)}); "
+                "take it out or name an existing one"
+            )
+    events = events.select(name for name in events.columns if name in (*REQUIRED, *OPTIONAL, *config.context))
+    return _milliseconds(events, "timestamp", config.time_unit) if "timestamp" in events.columns else events
+
+
+def _concat(files: list[tuple[Path, pl.DataFrame]]) -> pl.DataFrame:
+    first, whole = files[0]
+    for path, table in files[1:]:
+        if set(table.columns) != set(whole.columns):
+            raise InputError(
+                f"{path}: has the columns {', '.join(sorted(table.columns))}, but {first} has "
+                f"{', '.join(sorted(whole.columns))}; give all files of dataset.events the same"
+            )
     try:
-        if suffix == ".parquet":
-            return pl.read_parquet(path)
+        return pl.concat([table.select(whole.columns) for _, table in files], how="vertical_relaxed")
+    except pl.exceptions.PolarsError as error:
+        raise InputError(
+            f"{first} and the other files of dataset.events have columns of different types "
+            f"({str(error).splitlines()[0]}); convert them to the same"
+        ) from None
+
+
+def _read(path: Path, ids: list[str]) -> pl.DataFrame:
+    """A file as it is, but for `ids` in text files, which become integers only where nothing is lost by it."""
+    suffix = path.suffix.lower()
+    if suffix not in (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"):
+        raise InputError(f"{path}: '{suffix}' files are not read; use .parquet, .csv, .tsv, .jsonl or .ndjson")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; point the dataset at one with rows")
+    try:
         if suffix in (".csv", ".tsv"):
-            return pl.read_csv(path, separator="," if suffix == ".csv" else "\t", infer_schema_length=None)
-        if suffix in (".jsonl", ".ndjson"):
-            return pl.read_ndjson(path, infer_schema_length=None)
-    except pl.exceptions.NoDataError:
-        raise InputError(f"{path}: the file is empty; point the dataset at a log with events") from None
-    except pl.exceptions.ComputeError as error:
+            separator = "," if suffix == ".csv" else "\t"
+            table = pl.read_csv(
+                path,
+                separator=separator,
+                infer_schema_length=None,
+                schema_overrides=dict.fromkeys(ids, pl.String),
+            )
+            return table.with_columns(_numbered(table[name]) for name in ids if name in table.columns)
+        table = pl.read_parquet(path) if suffix == ".parquet" else pl.read_ndjson(path, infer_schema_length=None)
+    except pl.exceptions.PolarsError as error:
         raise InputError(
             f"{path}: cannot be read as {suffix[1:]} ({str(error).splitlines()[0]}); mend or convert it"
-        ) from error
-    raise InputError(f"{path}: '{suffix}' files are not read; use .parquet, .csv, .tsv, .jsonl or .ndjson")
+        ) from None
+    return table.with_columns((cs.categorical() | cs.enum()).cast(pl.String))
 
 
-def _rename(table: pl.DataFrame, columns: dict[str, str], source: str, field: str) -> pl.DataFrame:
+def _numbered(ids: pl.Series) -> pl.Series:
+    """Text ids as Int64 if each of them is written as that number is; '007' is not."""
+    numbers = ids.cast(pl.Int64, strict=False)
+    return numbers if ids.equals(numbers.cast(pl.String), null_equal=True) else ids
+
+
+def _rename(table: pl.DataFrame, columns: dict[str, str], path: Path, field: str) -> pl.DataFrame:
     for name, column in columns.items():
         if column not in table.columns:
             raise InputError(
-                f"{source}: column '{column}' of {field}.{name} is missing (found: {', '.join(table.columns)})"
+                f"{path}: column '{column}' of {field}.{name} is missing (found: {', '.join(table.columns)}); "
+                "name an existing one"
             )
     return table.select(
         *(pl.col(column).alias(name) for name, column in columns.items()),
@@ -117,23 +166,29 @@ def _rename(table: pl.DataFrame, columns: dict[str, str], source: str, field: st
     )
 
 
-def _milliseconds(events: pl.DataFrame, unit: str) -> pl.Expr:
-    time = pl.col("timestamp")
-    if events.schema["timestamp"].is_temporal():
-        return time.dt.epoch("ms")
-    match unit:
-        case "s":
-            return (time.cast(pl.Float64, strict=False) * 1000).round().cast(pl.Int64, strict=False)
-        case "us":
-            return time.cast(pl.Int64, strict=False) // 1000
-        case _:
-            return time
+def _milliseconds(table: pl.DataFrame, name: str, unit: str) -> pl.DataFrame:
+    """A time column in milliseconds; text that is no number stays as it is, for the quarantine."""
+    time, dtype = pl.col(name), table.schema[name]
+    if isinstance(dtype, pl.Date | pl.Datetime):
+        return table.with_columns(time.dt.epoch("ms"))
+    if unit == "s":
+        number = (time.cast(pl.Float64, strict=False) * 1000).round().cast(pl.Int64, strict=False)
+    elif unit == "us":
+        number = time.cast(pl.Int64, strict=False) // 1000
+    else:
+        return table
+    return table.with_columns(pl.coalesce(number.cast(pl.String), time) if dtype == pl.String else number)
 
 
-def _table(path: Path | None, columns: dict[str, str], field: str, separator: str) -> pl.DataFrame | None:
+def _table(path: Path | None, columns: dict[str, str], key: str, config: Config) -> pl.DataFrame | None:
+    """The items or the users, with `categories` as lists and `created_at` in milliseconds."""
     if path is None:
         return None
-    table = _rename(_read(path), columns, str(path), field)
+    field = f"dataset.{key.removesuffix('_id')}_columns"
+    table = _rename(_read(path, [columns.get(key, key)]), columns, path, field)
+    if "created_at" in table.columns:
+        table = _milliseconds(table, "created_at", "ms")
     if table.schema.get("categories") == pl.String:
-        table = table.with_columns(pl.col("categories").fill_null("").str.split(separator))
+        words = pl.col("categories").str.split(config.category_separator).list.eval(pl.element().str.strip_chars())
+        table = table.with_columns(words.list.eval(pl.element().filter(pl.element() != "")))
     return table

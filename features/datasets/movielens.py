@@ -11,10 +11,9 @@ With `download = true` the original archive is fetched from GroupLens and its ch
 
 import hashlib
 import importlib.util
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -22,6 +21,7 @@ from urllib.request import urlopen
 
 import polars as pl
 
+from features.datasets._inputs import read_text
 from features.errors import InputError
 from features.events import RawLog
 from features.settings import Settings
@@ -39,7 +39,21 @@ ARCHIVES = {
     "1m": Archive("https://files.grouplens.org/datasets/movielens/ml-1m.zip", "c4d9eecfca2ab87c1945afe126590906"),
 }
 
-GENRES_100K = ["unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"]
+GENRES_100K = [
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+]
 
 AGES_1M = {1: "under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 
@@ -56,7 +70,11 @@ class Config(Settings):
 
 
 def inputs(config: Config) -> list[Path]:
-    """The files that `load` reads."""
+    """The files that `load` reads; fetches the archive where that is asked for.
+
+    Raises:
+        InputError: there is nothing at the place that the config names.
+    """
     root = _root(config)
     return [root] if root.is_file() else sorted(path for path in root.iterdir() if path.suffix in _SUFFIXES)
 
@@ -65,14 +83,22 @@ _SUFFIXES = {".inter", ".item", ".user", ".data", ".dat", ".parquet"}
 
 
 def load(config: Config) -> RawLog:
-    """Ratings as events (`value` is the rating), movies with titles, genres and year, users with what they told."""
-    root = _root(config)
-    with _unpacked(root) as folder:
-        for probe, read in _LAYOUTS.items():
-            if (folder / probe).exists():
-                return read(folder)
+    """Ratings as events (`value` is the rating), movies with titles, genres and year, users with what they told.
+
+    Raises:
+        InputError: it is not there, or damaged.
+    """
+    root, layouts = _root(config), _LAYOUTS[config.release]
+    try:
+        with _unpacked(root, layouts) as folder:
+            for probe, read in layouts.items():
+                if (folder / probe).exists():
+                    return read(folder, f"{root}: {probe}")
+    except (OSError, zipfile.BadZipFile, pl.exceptions.PolarsError) as error:
+        raise InputError(f"{root}: damaged ({str(error).splitlines()[0]}); take a fresh copy") from None
     raise InputError(
-        f"{root}: no MovieLens-{config.release} in it (looked for {', '.join(_LAYOUTS)}); give its folder as dataset.path"
+        f"{root}: no MovieLens-{config.release} in it (looked for {', '.join(layouts)}); "
+        "give its folder or archive as dataset.path"
     )
 
 
@@ -95,34 +121,37 @@ def _root(config: Config) -> Path:
 
 
 def _download(archive: Archive, to: Path) -> Path:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=to.parent, delete=False) as aside:
+    try:
         with urlopen(archive.url, timeout=60) as response:
-            shutil.copyfileobj(response, aside)
-    found = hashlib.md5(Path(aside.name).read_bytes(), usedforsecurity=False).hexdigest()
+            content = response.read()
+    except OSError as error:
+        raise InputError(f"{archive.url}: cannot be fetched ({error}); fetch it by hand and set dataset.path") from None
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != archive.md5:
-        Path(aside.name).unlink()
         raise InputError(
             f"{archive.url}: MD5 is {found}, expected {archive.md5}; fetch it by hand and set dataset.path"
         )
-    return Path(aside.name).rename(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    aside = to.with_name(to.name + ".unfinished")
+    aside.write_bytes(content)
+    return aside.rename(to)
 
 
 @contextmanager
-def _unpacked(root: Path) -> Iterator[Path]:
-    """The folder that holds the files: `root`, or the one inside the archive."""
+def _unpacked(root: Path, probes: Iterable[str]) -> Generator[Path]:
+    """The folder that holds one of `probes`: `root`, or one inside the archive."""
     if not zipfile.is_zipfile(root):
         yield root
         return
     with tempfile.TemporaryDirectory() as aside, zipfile.ZipFile(root) as archive:
         archive.extractall(aside)
-        inner = [path for path in Path(aside).iterdir() if path.is_dir()]
-        yield inner[0] if inner else Path(aside)
+        yield next((found.parent for probe in probes for found in Path(aside).rglob(probe)), Path(aside))
 
 
 def _fields(path: Path, separator: str, encoding: str, columns: list[str]) -> pl.DataFrame:
     """Split every line at a separator of any length; all columns are text."""
-    lines = pl.Series("line", path.read_text(encoding=encoding).splitlines(), dtype=pl.String)
+    # Not splitlines(): in Latin-1 it would also split at U+0085.
+    lines = pl.Series("line", read_text(path, encoding).removesuffix("\n").split("\n"), dtype=pl.String)
     fields = lines.str.split(separator)
     short = fields.list.len() < len(columns)
     if short.any():
@@ -139,11 +168,11 @@ def _events(ratings: pl.DataFrame) -> pl.DataFrame:
         pl.col("user_id", "item_id").cast(pl.Int64),
         timestamp=pl.col("timestamp").cast(pl.Float64).cast(pl.Int64) * 1000,
         action=pl.lit("rating"),
-        value=pl.col("rating").cast(pl.Float32),
+        value=pl.col("rating").cast(pl.Float64),
     )
 
 
-def _original_100k(folder: Path) -> RawLog:
+def _original_100k(folder: Path, source: str) -> RawLog:
     ratings = _fields(folder / "u.data", "\t", "utf-8", ["user_id", "item_id", "rating", "timestamp"])
     columns = ["item_id", "title", "release_date", "video_date", "url", *GENRES_100K]
     movies = _fields(folder / "u.item", "|", "latin-1", columns).select(
@@ -155,10 +184,10 @@ def _original_100k(folder: Path) -> RawLog:
         ).list.drop_nulls(),
     )
     users = _fields(folder / "u.user", "|", "utf-8", ["user_id", "age", "gender", "occupation", "zip"])
-    return RawLog(events=_events(ratings), items=movies, users=_users_100k(users), source=str(folder / "u.data"))
+    return RawLog(events=_events(ratings), items=movies, users=_users_100k(users), source=source)
 
 
-def _atomic_100k(folder: Path) -> RawLog:
+def _atomic_100k(folder: Path, source: str) -> RawLog:
     def table(suffix: str) -> pl.DataFrame:
         raw = pl.read_csv(folder / f"ml-100k.{suffix}", separator="\t", quote_char=None, infer_schema=False)
         return raw.rename(lambda name: name.split(":")[0])
@@ -169,12 +198,7 @@ def _atomic_100k(folder: Path) -> RawLog:
         year=pl.col("release_year").cast(pl.Float32, strict=False),
         categories=pl.col("class").fill_null("unknown").str.split(" "),
     )
-    return RawLog(
-        events=_events(table("inter")),
-        items=movies,
-        users=_users_100k(table("user")),
-        source=str(folder / "ml-100k.inter"),
-    )
+    return RawLog(events=_events(table("inter")), items=movies, users=_users_100k(table("user")), source=source)
 
 
 def _users_100k(users: pl.DataFrame) -> pl.DataFrame:
@@ -182,14 +206,14 @@ def _users_100k(users: pl.DataFrame) -> pl.DataFrame:
     return users.select(pl.col("user_id").cast(pl.Int64), "gender", "occupation", age=decade)
 
 
-def _original_1m(folder: Path) -> RawLog:
+def _original_1m(folder: Path, source: str) -> RawLog:
     ratings = _fields(folder / "ratings.dat", "::", "latin-1", ["user_id", "item_id", "rating", "timestamp"])
-    return _log_1m(folder, ratings, str(folder / "ratings.dat"))
+    return _log_1m(folder, ratings, source)
 
 
-def _parquet_1m(folder: Path) -> RawLog:
+def _parquet_1m(folder: Path, source: str) -> RawLog:
     ratings = pl.read_parquet(folder / "ratings.parquet").rename({"movie_id": "item_id"})
-    return _log_1m(folder, ratings, str(folder / "ratings.parquet"))
+    return _log_1m(folder, ratings, source)
 
 
 def _log_1m(folder: Path, ratings: pl.DataFrame, source: str) -> RawLog:
@@ -209,8 +233,6 @@ def _log_1m(folder: Path, ratings: pl.DataFrame, source: str) -> RawLog:
 
 
 _LAYOUTS = {
-    "u.data": _original_100k,
-    "ratings.dat": _original_1m,
-    "ratings.parquet": _parquet_1m,
-    "ml-100k.inter": _atomic_100k,
+    "100k": {"u.data": _original_100k, "ml-100k.inter": _atomic_100k},
+    "1m": {"ratings.dat": _original_1m, "ratings.parquet": _parquet_1m},
 }

@@ -4,11 +4,12 @@ There are no times: an event's timestamp is its position in the user's line. S3-
 https://arxiv.org/abs/2008.07873, whose files of the Amazon 5-core sets are in common use.
 """
 
-import json
 from pathlib import Path
+from typing import cast
 
 import polars as pl
 
+from features.datasets._inputs import read_object, read_text, require_files
 from features.errors import InputError
 from features.events import RawLog
 from features.settings import Settings
@@ -26,34 +27,65 @@ class Config(Settings):
 
 
 def inputs(config: Config) -> list[Path]:
-    """The files that `load` reads."""
-    return [path for path in (config.path, config.attributes, config.attribute_names) if path is not None]
+    """The files that `load` reads.
+
+    Raises:
+        InputError: one does not exist.
+    """
+    return require_files(
+        {
+            "dataset.path": config.path,
+            "dataset.attributes": config.attributes,
+            "dataset.attribute_names": config.attribute_names,
+        }
+    )
 
 
 def load(config: Config) -> RawLog:
-    """Read the sequences; items get `categories` from the attributes and a `title` that shows the first few."""
-    lines = pl.Series("line", config.path.read_text(encoding="utf-8").splitlines(), dtype=pl.String)
-    tokens = lines.str.strip_chars().str.split(" ")
-    wrong = (tokens.list.len() < 2).arg_max() if (tokens.list.len() < 2).any() else None
-    if wrong is not None:
-        raise InputError(
-            f"{config.path}, line {wrong + 1}: {lines[wrong]!r} is not 'user item item …'; mend or drop it"
-        )
-    events = (
-        pl.DataFrame({"user_id": tokens.list.first(), "item_id": tokens.list.slice(1)})
+    """Read the sequences; items get `categories` from the attributes and a `title` that shows the last two.
+
+    Raises:
+        InputError: a file is missing, or a line or an attribute is not of the form.
+    """
+    inputs(config)
+    return RawLog(events=_events(config.path), items=_items(config), source=str(config.path), has_clock=False)
+
+
+def _events(path: Path) -> pl.DataFrame:
+    lines = pl.Series("line", read_text(path).split("\n"), dtype=pl.String)
+    users = pl.DataFrame({"line": lines, "ids": lines.str.extract_all(r"\S+")}).with_row_index("number", offset=1)
+    users = users.filter(pl.col("ids").list.len() > 0).with_columns(
+        ids=pl.col("ids").cast(pl.List(pl.Int64), strict=False), user=pl.col("ids").list.first()
+    )
+    for wrong, why in (
+        (pl.col("ids").list.len() < 2, "is not 'user item item …'; mend or drop it"),
+        (pl.col("ids").list.eval(pl.element().is_null()).list.any(), "has ids that are not whole numbers; mend it"),
+        (~pl.col("user").is_first_distinct(), "is of a user who had a line before; make them one line"),
+    ):
+        bad = users.filter(wrong)
+        if bad.height:
+            raise InputError(f"{path}, line {bad['number'][0]}: {_short(bad['line'][0])} {why}")
+    return (
+        users.select(user_id=pl.col("ids").list.first(), item_id=pl.col("ids").list.slice(1))
         .with_columns(timestamp=pl.int_ranges(pl.col("item_id").list.len(), dtype=pl.Int64))
         .explode("item_id", "timestamp")
-        .with_columns(pl.col("user_id", "item_id").cast(pl.Int64, strict=False))
     )
-    if events["item_id"].null_count() or events["user_id"].null_count():
-        raise InputError(f"{config.path}: ids must be whole numbers; use the dataset kind 'files' for other forms")
-    items = None
-    if config.attributes is not None:
-        of_item = json.loads(config.attributes.read_text(encoding="utf-8"))
-        names = json.loads(config.attribute_names.read_text(encoding="utf-8")) if config.attribute_names else {}
-        categories = [[str(names.get(str(a), a)) for a in attributes] for attributes in of_item.values()]
-        items = pl.DataFrame(
-            {"item_id": [int(item) for item in of_item], "categories": categories},
-            schema={"item_id": pl.Int64, "categories": pl.List(pl.String)},
-        ).with_columns(title=pl.format("{} #{}", pl.col("categories").list.tail(2).list.join(", "), pl.col("item_id")))
-    return RawLog(events=events, items=items, source=str(config.path), has_clock=False)
+
+
+def _short(line: str) -> str:
+    return repr(line if len(line) <= 40 else line[:39] + "…")
+
+
+def _items(config: Config) -> pl.DataFrame | None:
+    if config.attributes is None:
+        return None
+    names = read_object(config.attribute_names) if config.attribute_names else {}
+    categories: dict[int, list[str]] = {}
+    for item, attributes in read_object(config.attributes).items():
+        if not (item.isdecimal() and isinstance(attributes, list)):
+            raise InputError(f"{config.attributes}: {_short(item)} is not a whole number with a list; mend that entry")
+        categories[int(item)] = [str(names.get(str(a), a)) for a in cast("list[object]", attributes)]
+    return pl.DataFrame(
+        {"item_id": list(categories), "categories": list(categories.values())},
+        schema={"item_id": pl.Int64, "categories": pl.List(pl.String)},
+    ).with_columns(title=pl.format("{} #{}", pl.col("categories").list.tail(2).list.join(", "), pl.col("item_id")))

@@ -32,7 +32,7 @@ EVENT_SCHEMA = pl.Schema(
         "item_id": pl.Int64,
         "timestamp": pl.Int64,
         "action": pl.String,
-        "value": pl.Float32,
+        "value": pl.Float64,
         "request_id": pl.Int64,
         "position": pl.Int32,
         "propensity": pl.Float32,

@@ -5,6 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from features.errors import InputError
+
 
 @dataclass(frozen=True)
 class Fitting:
@@ -22,12 +24,37 @@ class Fitting:
         """Type of the source column."""
         return self.frame.schema[self.source]
 
+    def require_number(self, column: str | None = None) -> None:
+        """Refuse a source, or another `column` that a parameter names, that is not there or holds no numbers.
+
+        Raises:
+            InputError: naming the column, and what it is.
+        """
+        column = column or self.source
+        if column not in self.frame.columns:
+            raise InputError(f"no column '{column}' beside {self.source} (found: {', '.join(self.frame.columns)})")
+        dtype = self.frame.schema[column]
+        if not (dtype.is_numeric() or isinstance(dtype, pl.Boolean | pl.Null)):
+            raise InputError(f"'{column}' is {dtype}, not a number; use lookup or hashing, or convert it")
+
 
 def fit_scale(frame: pl.DataFrame, value: pl.Expr) -> dict[str, Any]:
-    """Mean and standard deviation of an expression; 0 and 1 where they are unknown, 1 for a constant."""
-    values = frame.select(value.cast(pl.Float64).alias("value"))["value"].drop_nulls()
-    mean, deviation = values.mean(), values.std()
-    return {"mean": mean or 0.0, "deviation": deviation or 1.0}
+    """Mean and standard deviation of a Float64 expression; 0 and 1 where they are unknown, 1 for a constant."""
+    values = frame.select(value.alias("value"))["value"].drop_nulls()
+    mean, deviation = values.mean() or 0.0, values.std() or 0.0
+    assert isinstance(mean, float)
+    assert isinstance(deviation, float)
+    # The deviation of a constant is rounding noise, not always 0.
+    return {"mean": mean, "deviation": deviation if deviation > _NOISE * abs(mean) else 1.0}
+
+
+_NOISE = 1e-12
+
+
+def number(column: str) -> pl.Expr:
+    """A column as Float64; what is no finite number counts as missing."""
+    value = pl.col(column).cast(pl.Float64, strict=False)
+    return pl.when(value.is_finite()).then(value)
 
 
 def scaled(value: pl.Expr, state: dict[str, Any]) -> pl.Expr:

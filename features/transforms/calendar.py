@@ -1,4 +1,4 @@
-"""Hour of the day or day of the week of a time, UTC."""
+"""Hour of the day or day of the week of a time, UTC; 0 is an unknown time."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from features.settings import Settings
 from features.transforms._fitting import Fitting
 
 YIELDS = ("sparse",)
-_ROWS = {"hour": 24, "weekday": 7}
+_ROWS = {"hour": 25, "weekday": 8}
 
 
 class Params(Settings):
@@ -19,14 +19,19 @@ class Params(Settings):
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
-    """Nothing to learn."""
+    """Nothing to learn.
+
+    Raises:
+        InputError: the source is no time in milliseconds.
+    """
+    data.require_number()
     return {}
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
-    """Int32: hour 0 … 23, or weekday 0 (Monday) … 6."""
-    date = pl.from_epoch(pl.col(source), time_unit="ms").dt
-    return (date.hour() if params.part == "hour" else date.weekday() - 1).cast(pl.Int32)
+    """Int32: 1 + hour, or weekday 1 (Monday) … 7; 0 for null."""
+    date = pl.from_epoch(pl.col(source).cast(pl.Int64, strict=False), time_unit="ms").dt
+    return (date.hour().cast(pl.Int32) + 1 if params.part == "hour" else date.weekday().cast(pl.Int32)).fill_null(0)
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:

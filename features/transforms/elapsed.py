@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, fit_scale, scaled
+from features.transforms._fitting import Fitting, fit_scale, number, scaled
 
 YIELDS = ("dense",)
 _HOUR_MS = 3_600_000
@@ -19,7 +19,13 @@ class Params(Settings):
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
-    """Mean and standard deviation of the fitting frame, over rows where both times are known."""
+    """Mean and standard deviation of the fitting frame, over rows where both times are known.
+
+    Raises:
+        InputError: one of the two is no time in milliseconds.
+    """
+    data.require_number()
+    data.require_number(params.until)
     return fit_scale(data.frame, _log_hours(data.source, params))
 
 
@@ -29,4 +35,4 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
 
 
 def _log_hours(source: str, params: Params) -> pl.Expr:
-    return ((pl.col(params.until) - pl.col(source)).clip(lower_bound=0) / _HOUR_MS).log1p()
+    return ((number(params.until) - number(source)).clip(lower_bound=0) / _HOUR_MS).log1p()

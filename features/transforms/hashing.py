@@ -1,6 +1,6 @@
 """The hashing trick: ids without a dictionary, at the price of collisions (Weinberger et al., ICML 2009).
 
-The hash is SplitMix64 over the integer, or over the first eight bytes of the text's BLAKE2, so that it is the same in
+The hash is SplitMix64 over the integer, or over the eight-byte BLAKE2b of the text, so that it is the same in
 every process, on every machine, with every version of every library.
 """
 
@@ -20,7 +20,7 @@ YIELDS = ("sparse",)
 class Params(Settings):
     """Parameters of the hash."""
 
-    buckets: int = Field(default=100_000, gt=0)
+    buckets: int = Field(default=100_000, gt=0, lt=2**31 - 1)
     """Rows to hash into."""
     seed: int = Field(default=0, ge=0)
     """Another seed is another hash function."""
@@ -38,7 +38,7 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     def bucket(values: pl.Series) -> pl.Series:
         given = values.is_not_null()
         if values.dtype.is_integer():
-            words = values.fill_null(0).cast(pl.Int64).to_numpy().view(np.uint64)
+            words = values.fill_null(0).cast(pl.Int64, wrap_numerical=True).to_numpy().view(np.uint64)
         else:
             # Text is hashed once per distinct value, not once per row.
             codes = values.cast(pl.String).fill_null("")

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, fit_scale, scaled
+from features.transforms._fitting import Fitting, fit_scale, number, scaled
 
 YIELDS = ("dense",)
 
@@ -20,7 +20,12 @@ class Params(Settings):
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
-    """Mean and standard deviation (1 where it is 0 or unknown) of the fitting frame."""
+    """Mean and standard deviation (1 where it is 0 or unknown) of the fitting frame.
+
+    Raises:
+        InputError: the source holds no numbers.
+    """
+    data.require_number()
     return fit_scale(data.frame, _raw(data.source, params))
 
 
@@ -31,5 +36,5 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
 
 
 def _raw(source: str, params: Params) -> pl.Expr:
-    value = pl.col(source).cast(pl.Float64)
+    value = number(source)
     return value.clip(lower_bound=0).log1p() if params.log else value

@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting
+from features.transforms._fitting import Fitting, number
 
 YIELDS = ("dense",)
 
@@ -24,12 +24,18 @@ class Params(Settings):
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
-    """The prior: all counts over all totals of the fitting frame."""
-    count, total = data.frame[data.source].sum(), data.frame[params.per].sum()
+    """The prior: all counts over all totals of the fitting frame.
+
+    Raises:
+        InputError: one of the two columns holds no numbers.
+    """
+    data.require_number()
+    data.require_number(params.per)
+    count, total = data.frame.select(number(data.source).sum().alias("c"), number(params.per).sum().alias("t")).row(0)
     return {"prior": count / total if total else 0.0}
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
     """Float32 difference from the prior, so that 0 is nothing known."""
-    smoothed = (pl.col(source) + params.strength * state["prior"]) / (pl.col(params.per) + params.strength)
-    return (smoothed - state["prior"]).cast(pl.Float32)
+    smoothed = (number(source) + params.strength * state["prior"]) / (number(params.per) + params.strength)
+    return (smoothed - state["prior"]).fill_null(0.0).cast(pl.Float32)

@@ -5,11 +5,12 @@ is added, which reaches items that few have met.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import polars as pl
 from pydantic import Field
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_array, diags_array
 
 from features.settings import Settings
 from recsys.scorer import Histories
@@ -30,19 +31,22 @@ class Config(Settings):
 class ItemKNN:
     """Sparse similarities between all pairs of items that share a user."""
 
-    similarity_II: csr_matrix
+    similarity_II: csr_array
     """float32 [I + 1, I + 1], zero diagonal."""
-    category_IC: csr_matrix
+    category_IC: csr_array
     """float32 [I + 1, C]: unit rows of idf-weighted categories, times the square root of their weight in the score."""
     decay: float
+    columns: int
+    """I + 1"""
 
     def scores(self, histories: Histories) -> np.ndarray:
         """[B, I + 1]: similarities to the history's items, weighted by recency."""
-        shape = (len(histories.lengths_B), self.similarity_II.shape[0])
+        shape = (len(histories.lengths_B), self.columns)
         weight_N = (self.decay**histories.steps_back_N).astype(np.float32)
-        weight_BI = csr_matrix((weight_N, (histories.rows_N, histories.items_N)), shape=shape)
-        by_users = (weight_BI @ self.similarity_II).toarray()
-        return by_users + ((weight_BI @ self.category_IC) @ self.category_IC.T).toarray()
+        weight_BI = csr_array((weight_N, (histories.rows_N, histories.items_N)), shape=shape)
+        by_users = cast("csr_array", weight_BI @ self.similarity_II)
+        by_categories = cast("csr_array", weight_BI @ self.category_IC @ self.category_IC.T)
+        return (by_users + by_categories).toarray()
 
 
 def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> ItemKNN:
@@ -50,26 +54,26 @@ def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> Item
     users, chosen = interactions["user_index"].to_numpy(), interactions["item_index"].to_numpy()
     known = (users > 0) & (chosen > 0)
     shape = (int(users.max()) + 1, items.height)
-    met = csr_matrix((np.ones(known.sum(), dtype=np.float32), (users[known], chosen[known])), shape=shape)
+    met = csr_array((np.ones(known.sum(), dtype=np.float32), (users[known], chosen[known])), shape=shape)
     met.data[:] = 1.0  # an item met twice by one user counts once
     together = (met.T @ met).tocoo()
     apart = together.row != together.col
     row, column, count = together.row[apart], together.col[apart], together.data[apart]
     norm = np.sqrt(np.asarray(met.sum(axis=0)).ravel())
     cosine = count / (norm[row] * norm[column] + config.shrinkage)
-    similarity = csr_matrix((cosine.astype(np.float32), (row, column)), shape=(items.height, items.height))
-    return ItemKNN(similarity, _category_vectors(items, config.categories), config.decay)
+    similarity = csr_array((cosine.astype(np.float32), (row, column)), shape=(items.height, items.height))
+    return ItemKNN(similarity, _category_vectors(items, config.categories), config.decay, items.height)
 
 
-def _category_vectors(items: pl.DataFrame, weight: float) -> csr_matrix:
+def _category_vectors(items: pl.DataFrame, weight: float) -> csr_array:
     """[I + 1, C]; C = 0 where items have no categories."""
     if "categories" not in items.columns or weight == 0:
-        return csr_matrix((items.height, 0), dtype=np.float32)
+        return csr_array((items.height, 0), dtype=np.float32)
     pairs = items.select("index", "categories").explode("categories").drop_nulls().unique(maintain_order=True)
     code = pairs["categories"].cast(pl.Categorical).to_physical().rank("dense").to_numpy() - 1
     of = np.bincount(code)
     idf = np.log(items.height / of)
-    rows = csr_matrix((idf[code], (pairs["index"].to_numpy(), code)), shape=(items.height, len(of)))
+    rows = csr_array((idf[code], (pairs["index"].to_numpy(), code)), shape=(items.height, len(of)))
     norm = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
     scale = np.divide(np.sqrt(weight), norm, out=np.zeros_like(norm), where=norm > 0)
-    return (diags(scale) @ rows).tocsr().astype(np.float32)
+    return csr_array(diags_array(scale) @ rows, dtype=np.float32)

@@ -51,7 +51,8 @@ class DLRM(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
-        assert batch.sparse is not None and batch.dense is not None
+        assert batch.sparse is not None
+        assert batch.dense is not None
         pooled = self.sparse_arch(batch.sparse).to_dict()
         dense_BD = self.dense_arch(batch.dense)
         x_BFD = torch.stack([dense_BD, *(pooled[key] for key in self.keys)], dim=1)

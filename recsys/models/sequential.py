@@ -74,7 +74,7 @@ class Sequential(nn.Module):
 
     def item_vectors(self) -> Tensor:
         """[items + 1, D]: the table itself, row i for item index i; for a model whose tables are local."""
-        return self.sparse_arch.embeddings["item"].weight
+        return self.sparse_arch.get_parameter("embeddings.item.weight")
 
 
 def build(config: Config, schema: Schema, device: torch.device) -> Sequential:

@@ -14,5 +14,5 @@ class DotInteraction(nn.Module):
         self.out_dim = features * (features - 1) // 2
 
     def forward(self, x_BFD: Tensor) -> Tensor:
-        """[B, F, D] → [B, K]"""
+        """[B, F, D] → [B, K]."""
         return torch.bmm(x_BFD, x_BFD.transpose(1, 2)).flatten(1).index_select(1, self.get_buffer("pairs"))

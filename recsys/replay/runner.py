@@ -62,8 +62,10 @@ def replay(
     latency: list[float] = []
     stages: dict[str, list[float]] = {}
     strangers = 0
-    for event in events(tail):
-        request = Request(user_id=event.user_id, k=config.k, timestamp=event.timestamp)
+    given = [name for name in feed.context_columns if name in tail.columns]
+    contexts = tail.select(given).to_dicts() if given else [{}] * tail.height
+    for event, context in zip(events(tail), contexts, strict=True):
+        request = Request(user_id=event.user_id, k=config.k, timestamp=event.timestamp, context=context)
         response = feed.recommend(request)
         rank["feed"].append(place(response, event))
         rank["popularity"].append(place(popular.recommend(request), event))

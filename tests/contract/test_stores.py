@@ -239,9 +239,9 @@ class Deadly(dict):
                 os.kill(os.getpid(), signal.SIGKILL)
             yield pair
 
-task, config, directory, number = sys.argv[1:]
+task, config, directory, retain, number = sys.argv[1:]
 number = int(number)
-store = open_store(Config.model_validate_json(config), Path(directory), 1000)
+store = open_store(Config.model_validate_json(config), Path(directory), int(retain))
 print("ready", flush=True)
 input()
 if task == "append":
@@ -262,7 +262,7 @@ ITEMS: list[Id] = [0, 1, 2, 3, 4, 5, 6, "shared"]
 
 def start(place: Place, task: str, number: int) -> subprocess.Popen[str]:
     """A process that opens the store and begins at `go`."""
-    arguments = [task, place.config.model_dump_json(), str(place.directory), str(number)]
+    arguments = [task, place.config.model_dump_json(), str(place.directory), str(place.retain), str(number)]
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

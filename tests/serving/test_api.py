@@ -1,0 +1,114 @@
+"""The HTTP application of a real bundle: parity with the recommender, events that matter at once, clean refusals."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from fastapi.testclient import TestClient
+
+from features.online import MemoryStore
+from recsys import bundle as bundles
+from recsys import inference
+from recsys.inference import Recommender, Request
+from recsys.replay.runner import events
+from serving.api import build
+from serving.service import Service
+from serving.store import Config as StoreConfig
+from tests.conftest import FinishedRun
+
+
+@pytest.fixture
+def service(finished_run: FinishedRun, tmp_path: Path) -> Iterator[Service]:
+    bundle = finished_run.directory / "bundle" / "time"
+    made = Service(bundle, inference.Config(), StoreConfig(durable=False), tmp_path)
+    yield made
+    made.recommender.store.close()
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[TestClient]:
+    with TestClient(build(service)) as opened:
+        yield opened
+
+
+def test_feeds_over_http_equal_the_recommenders_while_events_arrive(
+    client: TestClient, finished_run: FinishedRun
+) -> None:
+    loaded = bundles.load(finished_run.directory / "bundle" / "time")
+    own = Recommender(loaded, MemoryStore(), inference.Config())
+    own.seed()
+    tail = pl.read_parquet(finished_run.directory / "examples" / "time" / "interactions.parquet")
+    for event in events(tail.filter(pl.col("part") == 2).sort("row").head(60)):
+        asked = {"user_id": event.user_id, "k": 10, "timestamp": event.timestamp}
+        answer = client.post("/v1/recommend", json=asked).json()
+        expected = own.recommend(Request(user_id=event.user_id, k=10, timestamp=event.timestamp))
+        assert [item["item_id"] for item in answer["items"]] == [item.item_id for item in expected.items]
+        assert [item["score"] for item in answer["items"]] == pytest.approx([item.score for item in expected.items])
+        assert answer["source"] == expected.source
+        message = {name: getattr(event, name) for name in ("user_id", "item_id", "timestamp", "action", "value")}
+        assert client.post("/v1/events", json={"events": [message]}).json() == {"accepted": 1}
+        own.observe([event])
+
+
+def test_an_event_leaves_the_feed_and_enters_the_history(client: TestClient) -> None:
+    first = client.post("/v1/recommend", json={"user_id": 1, "k": 5}).json()["items"][0]["item_id"]
+    click = {"user_id": 1, "item_id": first, "action": "click"}
+    client.post("/v1/events", json={"events": [click]})
+    shown = client.post("/v1/recommend", json={"user_id": 1, "k": 5}).json()["items"]
+    assert first not in [item["item_id"] for item in shown]
+    history = client.get("/v1/users/1/history").json()
+    assert history["events"][-1]["item_id"] == first
+    again = client.post("/v1/recommend", json={"user_id": 1, "k": 200, "exclude_seen": False}).json()["items"]
+    assert first in [item["item_id"] for item in again]
+
+
+def test_an_impression_is_no_interaction(client: TestClient) -> None:
+    before = client.get("/v1/users/1/history").json()
+    client.post("/v1/events", json={"events": [{"user_id": 1, "item_id": 3, "action": "impression"}]})
+    assert client.get("/v1/users/1/history").json() == before
+
+
+def test_a_stranger_gets_what_is_popular(client: TestClient) -> None:
+    answer = client.post("/v1/recommend", json={"user_id": 10**9, "k": 5}).json()
+    assert answer["source"] == "popularity"
+    assert len(answer["items"]) == 5
+
+
+def test_a_feed_is_never_longer_than_what_is_left(client: TestClient) -> None:
+    shown = client.post("/v1/recommend", json={"user_id": 1, "k": 500}).json()["items"]
+    seen = {event["item_id"] for event in client.get("/v1/users/1/history").json()["events"]}
+    found = [item["item_id"] for item in shown]
+    assert len(set(found)) == len(found)
+    assert not seen & set(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/recommend", {"user_id": 1, "k": 0}),
+        ("/v1/recommend", {"user_id": 1, "k": 10**6}),
+        ("/v1/recommend", {"user_id": 1.5}),
+        ("/v1/recommend", {"user_id": None}),
+        ("/v1/recommend", {"user_id": "somebody"}),
+        ("/v1/recommend", {"user_id": str(2**64)}),
+        ("/v1/recommend", {"user_id": 2**64}),
+        ("/v1/recommend", {"user_id": 1, "colour": "red"}),
+        ("/v1/recommend", {"user_id": 1, "context": {"device": ["a", "list"]}}),
+        ("/v1/events", {"events": []}),
+        ("/v1/events", {"events": [{"user_id": 1}]}),
+        ("/v1/events", {"events": [{"user_id": 1, "item_id": 1, "timestamp": -1}]}),
+    ],
+)
+def test_bad_requests_are_refused(client: TestClient, path: str, body: dict[str, Any]) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["detail"]
+
+
+def test_the_card_says_what_is_served(client: TestClient, finished_run: FinishedRun) -> None:
+    card = client.get("/v1/model").json()
+    assert card["run"] == "small"
+    assert card["split"] == "time"
+    assert client.get("/healthz").json()["status"] == "ok"
