@@ -19,7 +19,7 @@ SMALL = {
     "dataset.items": "200",
     "dataset.events": "40000",
     "retriever.train.epochs": "10",
-    "ranker.train.epochs": "1",
+    "ranker.train.epochs": "4",
     "replay.max_events": "150",
 }
 
