@@ -197,10 +197,12 @@ def _write_split(
         asked = events.filter(pl.col("part") == number)
         requests = _requests(seen, asked, config, code_of_index)
         if encoder is None:
-            encoder = Encoder.fit(specs, config.label.name, items, users, requests)
+            # What a request cannot know cannot be the source of a feature.
+            askable = requests.drop("user_code", "label")
+            encoder = Encoder.fit(specs, config.label.name, items, users, askable)
             encoder.save(out)
         examples = pl.concat(
-            [requests.select("user_index", "item_index", "timestamp", "label"), encoder.encode(requests)],
+            [requests.select("user_code", "user_index", "item_index", "timestamp", "label"), encoder.encode(requests)],
             how="horizontal",
         )
         examples.write_parquet(out / "ranking" / f"{name}.parquet")
@@ -275,7 +277,7 @@ def _requests(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_i
     user_events, user_positives = by_user.counts(user, row)
     item_events, item_positives = by_item.counts(item, row)
     context = [name for name in asked.columns if name not in _NOT_CONTEXT]
-    return asked.select("user_index", "item_index", "timestamp", *context).with_columns(
+    return asked.select("user_code", "user_index", "item_index", "timestamp", *context).with_columns(
         pl.Series("user_events", user_events),
         pl.Series("user_positives", user_positives),
         pl.Series("item_events", item_events),

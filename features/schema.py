@@ -20,7 +20,7 @@ from features.settings import Settings
 
 Kind = Literal["sparse", "bag", "dense"]
 
-RESERVED = ("user_index", "item_index", "timestamp", "label")
+RESERVED = ("user_code", "user_index", "item_index", "timestamp", "label")
 """Columns of an example beside its features."""
 
 

@@ -138,7 +138,7 @@ class RankingReader:
 
     def __init__(self, path: Path, schema: Schema, batch_size: int, seed: int, place: Place) -> None:
         columns = [feature.name for feature in schema.features]
-        self.examples = pl.read_parquet(path, columns=["user_index", "label", *columns]).rechunk()
+        self.examples = pl.read_parquet(path, columns=["user_code", "label", *columns]).rechunk()
         self.schema, self.batch_size, self.seed, self.place = schema, batch_size, seed, place
 
     def __len__(self) -> int:

@@ -76,7 +76,7 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, float]:
     recommender = Recommender(bundle, MemoryStore(), Config())
     test = pl.read_parquet(examples / "ranking" / "test.parquet")
     parts = [recommender.probabilities(part) for part in test.iter_slices(64 * BATCH)]
-    found = pointwise_metrics(np.concatenate(parts), test["label"].to_numpy(), test["user_index"].to_numpy())
+    found = pointwise_metrics(np.concatenate(parts), test["label"].to_numpy(), test["user_code"].to_numpy())
     return found | {"examples": test.height, "base_rate": float(test["label"].to_numpy().mean())}
 
 

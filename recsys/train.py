@@ -242,7 +242,7 @@ def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.devic
     parts = distributed.gathered(list(zip(probabilities, labels, strict=True)))
     pairs = [pair for step in zip(*parts, strict=True) for pair in step]
     probability, label = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return pointwise_metrics(probability, label, valid.examples["user_index"].to_numpy())
+    return pointwise_metrics(probability, label, valid.examples["user_code"].to_numpy())
 
 
 def _size(value: Any) -> int:

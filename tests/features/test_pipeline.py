@@ -372,3 +372,11 @@ def test_schemas_differ_in_what_was_learned(prepared: Path, tmp_path: Path) -> N
     with pytest.raises(InputError, match="mine and theirs have different schemas: fitted is"):
         mine.require_equal(theirs, "mine", "theirs")
     mine.require_equal(load_schema(prepared / "time"), "mine", "itself")
+
+
+@pytest.mark.parametrize("column", ["label", "user_code", "value", "action"])
+def test_what_a_request_cannot_know_is_no_source(column: str, tmp_path: Path) -> None:
+    cheat = FeatureSpec(name="cheat", kind="dense", source=f"request.{column}", transform="numeric")
+    with pytest.raises(InputError, match=f"feature cheat: request has no column '{column}'"):
+        made(tmp_path / "examples", events(), config(), (*SPECS, cheat))
+    assert not (tmp_path / "examples").exists()

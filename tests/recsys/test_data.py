@@ -122,7 +122,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = np.arange(101)
     pl.DataFrame(
         {
-            "user_index": row % 9,
+            "user_code": row % 9,
             "label": (row % 2).astype(np.float32),
             "item_id": row,
             "history": [list(range(i % 4)) for i in row],
