@@ -261,7 +261,7 @@ def _next_items(seen: pl.DataFrame, part: int, length: int) -> pl.DataFrame:
     timeline = Timeline.build(seen["user_code"].to_numpy(), seen)
     user, row = asked["user_code"].to_numpy(), asked["row"].to_numpy()
     return (
-        asked.select("user_id", "user_index", "item_id", "item_index", "timestamp", "row")
+        asked.select("user_id", "user_index", "item_id", "item_index", "timestamp", "row", *_context(asked))
         .with_columns(timeline.history(user, row, length).alias("items"))
         .filter(pl.col("items").list.len() > 0)
     )
@@ -276,8 +276,7 @@ def _requests(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_i
     by_item = Timeline.build(seen["item_code"].to_numpy(), seen)
     user_events, user_positives = by_user.counts(user, row)
     item_events, item_positives = by_item.counts(item, row)
-    context = [name for name in asked.columns if name not in _NOT_CONTEXT]
-    return asked.select("user_code", "user_index", "item_index", "timestamp", *context).with_columns(
+    return asked.select("user_code", "user_index", "item_index", "timestamp", *_context(asked)).with_columns(
         pl.Series("user_events", user_events),
         pl.Series("user_positives", user_positives),
         pl.Series("item_events", item_events),
@@ -288,8 +287,9 @@ def _requests(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_i
     )
 
 
-_NOT_CONTEXT = {*REQUIRED, *OPTIONAL, *_DERIVED}
-"""Columns that are the key or the outcome of an event, or that a request cannot know."""
+def _context(events: pl.DataFrame) -> list[str]:
+    """The log's own columns that a request knows: neither the key nor the outcome of an event."""
+    return [name for name in events.columns if name not in {*REQUIRED, *OPTIONAL, *_DERIVED}]
 
 
 def _with_negatives(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_index: np.ndarray) -> pl.DataFrame:

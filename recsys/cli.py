@@ -60,12 +60,12 @@ def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
         return
     # torch and torchrec take seconds to import, which a run that is up to date need not wait for.
     from recsys import config as configs
+    from serving import app
 
     config = configs.load(path, overrides)
+    app.check(config, path)
     if verb == "serve":
-        from serving.app import serve
-
-        serve(config, path)
+        app.serve(config, path)
         return
     from recsys.stages import Run
 
@@ -97,7 +97,7 @@ def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
     run.replay()
     results = run.results()
     page = report.write(run.directory, results)
-    summary.remember(run.directory, run.path, overrides, results)
+    summary.remember(run.directory, run.path, overrides, run.finished(), results)
     _show(results, page, run.path, as_json=as_json)
 
 

@@ -70,12 +70,6 @@ class RunConfig(Settings):
         for name in self.sharding.tables:
             if name not in tables:
                 raise ValueError(f"sharding.tables.{name} names no table; known: {', '.join(sorted(tables))}")
-        longest = self.retriever.model.get("max_history", 50)
-        if longest < self.prepare.max_history:
-            raise ValueError(
-                f"retriever.model.max_history = {longest} is less than prepare.max_history = "
-                f"{self.prepare.max_history}; set both to the same"
-            )
         return self
 
     @property
@@ -102,7 +96,13 @@ def load(path: Path, overrides: list[str]) -> RunConfig:
         module = registry.load("recsys.models", section.kind, f"{path}: {role}.kind")
         if role != module.ROLE:
             raise InputError(f"{path}: {role}.kind = {section.kind!r} is a {module.ROLE}; choose a {role}")
-        validate(module.Config, section.model, str(path), f"{role}.model.")
+        model = validate(module.Config, section.model, str(path), f"{role}.model.")
+        longest = getattr(model, "max_history", config.prepare.max_history)
+        if longest < config.prepare.max_history:
+            raise InputError(
+                f"{path}: {role}.model.max_history = {longest} is less than prepare.max_history = "
+                f"{config.prepare.max_history}; set both to the same"
+            )
     baseline_configs(config, path)
     return config
 

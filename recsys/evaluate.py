@@ -1,7 +1,8 @@
 """Judge a bundle: full ranking of the next item beside baselines, pointwise metrics of the ranker.
 
 Every list comes from the `Recommender`; the protocol is leave-one-out over the whole catalogue: all interactions of
-the user before the one to find are known, what was seen is left out, nothing is sampled.
+the user before the one to find are known, what was seen is left out, nothing is sampled. As in all leave-one-out, other
+people's training events may be later than the question: the item counters of the ranker are those of the snapshot.
 """
 
 from collections.abc import Callable
@@ -97,7 +98,7 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
     """
     ranks, lists = [], []
     for part in questions.iter_slices(BATCH):
-        requests = _requests(part)
+        requests = _requests(part, recommender.context_columns)
         states = [recommender.store.user(request.user_id) for request in requests]
         score_BI = recommender.retrieval_scores(requests, states)
         target_B = part["item_index"].to_numpy()
@@ -119,7 +120,9 @@ def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.nd
     index = recommender.item_index
     ranks, lists = [], []
     for part in questions.iter_slices(BATCH):
-        responses = recommender.recommend_many(_requests(part, recommender.config.retrieved))
+        responses = recommender.recommend_many(
+            _requests(part, recommender.context_columns, recommender.config.retrieved)
+        )
         for response, target in zip(responses, part["item_id"], strict=True):
             shown = [item.item_id for item in response.items]
             ranks.append(shown.index(target) + 1 if target in shown else np.inf)
@@ -127,9 +130,13 @@ def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.nd
     return np.array(ranks), np.array(lists)
 
 
-def _requests(questions: pl.DataFrame, k: int = LIST) -> list[Request]:
-    pairs = questions.select("user_id", "timestamp").iter_rows()
-    return [Request(user_id=user, timestamp=time, k=k) for user, time in pairs]
+def _requests(questions: pl.DataFrame, context: tuple[str, ...], k: int = LIST) -> list[Request]:
+    given = [name for name in context if name in questions.columns]
+    rows = questions.select("user_id", "timestamp", *given).iter_rows(named=True)
+    return [
+        Request(user_id=row["user_id"], timestamp=row["timestamp"], k=k, context={name: row[name] for name in given})
+        for row in rows
+    ]
 
 
 def popularity_bands(counts_I: np.ndarray, bands: int = 10) -> np.ndarray:

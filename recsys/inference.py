@@ -196,13 +196,11 @@ class Recommender:
             logits_B = self.bundle.ranker(ranking_batch(examples, self.encoder.schema))["logits_B"]
             return torch.sigmoid(logits_B).numpy()
 
-    def observe(self, events: Sequence[Event]) -> None:
-        """Apply what happened, in order; actions that are no interactions in this run's sense change nothing.
-
-        Raises:
-            InputError: the run's label needs a value that an event does not have.
-        """
-        self.store.append([self._labelled(event) for event in events if self._is_interaction(event)])
+    def observe(self, events: Sequence[Event]) -> int:
+        """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""
+        interactions = [self._labelled(event) for event in events if self._is_interaction(event)]
+        self.store.append(interactions)
+        return len(interactions)
 
     def _is_interaction(self, event: Event) -> bool:
         return not self.history_actions or event.action in self.history_actions

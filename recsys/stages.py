@@ -90,6 +90,17 @@ class Run:
             case _:
                 return [self.report(name)]
 
+    def current(self, stage: str, place: Path) -> dict[str, Any] | None:
+        """The manifest that a stage has left at `place`; None if there is none, or it is out of date."""
+        facts = manifest.read(place)
+        return facts if facts is not None and facts["key"] == self.key(stage) else None
+
+    def finished(self) -> dict[Path, str]:
+        """Every directory that is up to date, and its key."""
+        return {
+            place: self.key(stage) for stage in _SECTIONS for place in self.places(stage) if self.current(stage, place)
+        }
+
     def key(self, stage: str) -> str:
         """The fingerprint of everything that the stage's result depends on."""
         parts = {name: self.sections[name] for name in _SECTIONS[stage]}
@@ -175,7 +186,7 @@ class Run:
         found: dict[str, Any] = {"run": self.config.run.name, "directory": str(self.directory), "seconds": {}}
         memory = 0.0
         for stage in _SECTIONS:
-            facts = [fact for fact in map(manifest.read, self.places(stage)) if fact is not None]
+            facts = [facts for place in self.places(stage) if (facts := self.current(stage, place)) is not None]
             if facts:
                 name, seconds = stage.split(" ")[0], sum(fact["seconds_taken"] for fact in facts)
                 found["seconds"][name] = round(found["seconds"].get(name, 0.0) + seconds, 2)
@@ -191,9 +202,9 @@ class Run:
             if (facts := manifest.read(path)) is not None
         }
         for name in ("evaluate", "replay", "probe"):
-            path = self.report(name) / RESULT
-            if path.exists():
-                found |= manifest.read_json(path) if name == "evaluate" else {name: manifest.read_json(path)}
+            if self.current(name, self.report(name)) is not None:
+                result = manifest.read_json(self.report(name) / RESULT)
+                found |= result if name == "evaluate" else {name: result}
         return found
 
     def _train(self, section: RetrieverConfig | RankerConfig, examples: Path, out: Path, facts: dict[str, Any]) -> None:
@@ -221,8 +232,7 @@ class Run:
     def _stage(self, stage: str, out: Path, work: Callable[[dict[str, Any]], Any], title: str | None = None) -> None:
         """Do `work` unless `out` is up to date; work writes `out` and its manifest from the facts that it is given."""
         key, title = self.key(stage), title or stage
-        done = manifest.read(out)
-        if done is not None and done["key"] == key:
+        if self.current(stage, out) is not None:
             console.print(f"[dim]{title}: up to date[/dim]")
             return
         self._require_upstream(stage)

@@ -18,9 +18,20 @@ FILE = "run.json"
 PACKAGES = ("features", "embeddings", "recsys", "serving")
 
 
-def remember(directory: Path, path: Path, overrides: list[str], results: dict[str, Any]) -> None:
-    """Write the results of a run that has just finished, under the fingerprint of all that it was made from."""
-    write_json(directory / FILE, {"key": _key(read_toml(path, overrides), path), "results": results})
+def remember(
+    directory: Path, path: Path, overrides: list[str], stages: dict[Path, str], results: dict[str, Any]
+) -> None:
+    """Write the results of a run that has just finished, under the fingerprint of all that it was made from.
+
+    Args:
+        directory: of the run.
+        path: its config.
+        overrides: of the command line.
+        stages: directory of each stage → the key in its manifest.
+        results: what it found.
+    """
+    left = {str(place.relative_to(directory)): key for place, key in stages.items()}
+    write_json(directory / FILE, {"key": _key(read_toml(path, overrides), path), "stages": left, "results": results})
 
 
 def recall(path: Path, overrides: list[str]) -> dict[str, Any] | None:
@@ -33,6 +44,10 @@ def recall(path: Path, overrides: list[str]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     remembered = manifest.read_json(file)
+    for place, key in remembered["stages"].items():
+        facts = manifest.read(file.parent / place)
+        if facts is None or facts["key"] != key:
+            return None
     return remembered["results"] if remembered["key"] == _key(tree, path) else None
 
 

@@ -52,15 +52,30 @@ def serve(config: RunConfig, path: Path) -> None:
     Raises:
         InputError: there is no bundle, the store cannot be opened, or the port is taken.
     """
-    section = validate(Config, config.serve, str(path), "serve.")
+    section = check(config, path)
     bundle = config.directory / "bundle" / config.served_split
     loaded = bundles.load(bundle)
+    _require_schema(config, path, loaded)
     # Opened once here, so that what is wrong with it is said here and not in a replica's log.
     open_store(section.store, config.directory, loaded.config["prepare"]["retain"]).close()
     require_free(section.host, section.port)
     os.environ.update(_environment())
     arguments = (str(bundle.resolve()), config.recommend, section.store, str(config.directory.resolve()))
     _until_signal(lambda: _start(section, arguments))
+
+
+def check(config: RunConfig, path: Path) -> Config:
+    """The checked section [serve] of a run."""
+    return validate(Config, config.serve, str(path), "serve.")
+
+
+def _require_schema(config: RunConfig, path: Path, bundle: bundles.Bundle) -> None:
+    """Refuse a bundle that was made for other features than the config declares."""
+    schema = bundle.encoder.schema
+    rows = {spec.name: spec.rows for spec in schema.features}
+    declared = tuple(spec.model_copy(update={"rows": rows.get(spec.name)}) for spec in config.features)
+    own = schema.model_copy(update={"features": declared, "label": config.prepare.label.name})
+    own.require_equal(schema, str(path), str(bundle.directory))
 
 
 def require_free(host: str, port: int) -> None:

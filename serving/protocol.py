@@ -66,7 +66,8 @@ class EventsRequest(Message):
 class EventsResponse(Message):
     """What became of them."""
 
-    accepted: int
+    applied: int = Field(description="entered histories and counters")
+    ignored: int = Field(description="of an action that is no interaction for this model")
 
 
 class HistoryResponse(Message):

@@ -30,6 +30,8 @@ def test_shipped_config_loads(path: Path) -> None:
         (["--retriever.train.epochs", "0"], r"retriever\.train\.epochs = 0: input should be greater than 0"),
         (["--prepare.test_share=2"], r"prepare\.test_share = 2"),
         (["--retriever.model.dim", "63"], r"retriever\.model: dim = 63 is not a multiple of heads = 2"),
+        (["--retriever.model.max_history", "20"], r"retriever\.model\.max_history = 20 is less than"),
+        (["--retriever.model.max_history", "abc"], r"retriever\.model\.max_history = 'abc'"),
         (["--prepare.retain", "5"], r"prepare: retain = 5 is less than max_history = 50"),
         (["--baselines.oracle.k", "5"], r"unknown key baselines\.oracle; known here: item_knn, popularity"),
         (["--retriever.train.epochs"], r"option --retriever\.train\.epochs has no value"),

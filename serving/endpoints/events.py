@@ -25,8 +25,8 @@ async def post_events(posted: EventsRequest, service: Serving) -> EventsResponse
         )
         for event in posted.events
     ]
-    service.recommender.observe(events)
-    return EventsResponse(accepted=len(events))
+    applied = service.recommender.observe(events)
+    return EventsResponse(applied=applied, ignored=len(events) - applied)
 
 
 @router.get("/users/{user_id}/history")

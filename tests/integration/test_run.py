@@ -61,6 +61,9 @@ def test_changed_stage_runs_again_and_earlier_ones_do_not(finished_run: Finished
     assert "replay …" in done.stderr
     done = finished_run.recsys("prepare", str(finished_run.config), *finished_run.options)
     assert "prepare: up to date" in done.stderr
+    done = finished_run.recsys("run", str(finished_run.config), *finished_run.options)
+    assert "nothing to do" not in done.stderr, "the replay of other settings was taken for this run's"
+    assert done.stderr.count("…") == 1, done.stderr
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:

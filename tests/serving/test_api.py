@@ -48,7 +48,7 @@ def test_feeds_over_http_equal_the_recommenders_while_events_arrive(
         assert [item["score"] for item in answer["items"]] == pytest.approx([item.score for item in expected.items])
         assert answer["source"] == expected.source
         message = {name: getattr(event, name) for name in ("user_id", "item_id", "timestamp", "action", "value")}
-        assert client.post("/v1/events", json={"events": [message]}).json() == {"accepted": 1}
+        assert client.post("/v1/events", json={"events": [message]}).json() == {"applied": 1, "ignored": 0}
         own.observe([event])
 
 
