@@ -36,7 +36,7 @@ $(READY): requirements/$(EXTRA).txt requirements/data.txt pyproject.toml
 	   python=none; \
 	 done; \
 	 if [ $$python = none ]; then echo "Feedline needs Python 3.11 or 3.12; put one on the PATH" >&2; exit 2; fi; \
-	 echo "Setting up .venv with $$($$python --version) (5 GB, once) …" >&2; \
+	 echo "Setting up .venv with $$($$python --version) (7 GB, once) …" >&2; \
 	 $$python -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/$(EXTRA).txt -r requirements/data.txt

@@ -40,9 +40,15 @@ def source_fingerprint(places: tuple[str, ...]) -> str:
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for place in places:
-        for path in sorted((root / place).rglob("*.py")) or [root / place]:
+        for path in _sources(root / place):
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _sources(place: Path) -> list[Path]:
+    if place.is_file():
+        return [place]
+    return sorted(path for path in place.rglob("*") if path.suffix in (".py", ".jinja"))
 
 
 def read(directory: Path) -> dict[str, Any] | None:
@@ -77,7 +83,12 @@ def finished_directory(directory: Path, manifest: dict[str, Any]) -> Generator[P
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` aside and rename, so that a reader never sees half a file."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for text; makes the directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".unfinished")
-    aside.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8")
     aside.replace(path)

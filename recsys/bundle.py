@@ -115,6 +115,8 @@ def _model(section: ModelConfig, encoder: Encoder, weights: Path) -> nn.Module:
 def snapshot(directory: Path) -> tuple[dict[Id, UserState], dict[Id, tuple[int, int]]]:
     """The bundle's snapshot in the form that `StateStore.seed` takes."""
     people = pl.read_parquet(directory / "snapshot" / "users.parquet")
+    if "action" in people.columns:
+        people = people.with_columns(pl.col("action").list.eval(pl.element().fill_null("")))
     columns = {
         name: people[name] for name in ("item_id", "timestamp", "action", "value", "positive") if name in people.columns
     }

@@ -1,6 +1,8 @@
 """torch.distributed.checkpoint directories: saved by every rank, loaded at any world size, finished or absent."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,19 @@ STATE = "state"
 def unfinished(directory: Path) -> Path:
     """Where a checkpoint is written until it is finished."""
     return directory.with_name(directory.name + ".unfinished")
+
+
+@contextmanager
+def cleared_on_error(directory: Path) -> Iterator[None]:
+    """Begin with no unfinished checkpoint, and leave none if the block fails."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(unfinished(directory), ignore_errors=True)
+    try:
+        yield
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(unfinished(directory), ignore_errors=True)
+        raise
 
 
 def save_state(directory: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:

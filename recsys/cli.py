@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from recsys.stages import Run
 
 VERBS = {
-    "run": "prepare, train, export, evaluate and replay, skipping what is up to date",
+    "run": "prepare, train, export, evaluate, probe if the config asks for it, replay; skips what is up to date",
     "prepare": "log → examples",
     "train": "examples → checkpoints",
     "export": "checkpoints → bundle",

@@ -125,8 +125,7 @@ class Recommender:
         own = {*_USER_COLUMNS, "item_events", "item_positives"}
         self.context_columns = tuple(sorted({source.split(".")[1] for source in sources} - own))
         self.scorer = scorer or LearnedScorer(bundle.retriever, prepared["max_history"])
-        counts = pl.DataFrame({"item_index": np.repeat(np.arange(bundle.items.height), bundles.item_counts(bundle))})
-        self.fallback = popularity.fit(popularity.Config(), counts, bundle.items)
+        self.fallback = popularity.from_counts(bundles.item_counts(bundle))
 
     def seed(self) -> bool:
         """Fill an empty store with the bundle's snapshot; whether it was empty."""

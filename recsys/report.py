@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from features import manifest
-from features.manifest import read_json
+from features.manifest import read_json, write_text
 from recsys import summary
 
 TEMPLATE = "report.html.jinja"
@@ -68,8 +68,7 @@ def write(directory: Path, results: dict[str, Any]) -> Path:
         verdict=summary.verdict(results) if "retrieval" in results else "",
     )
     out = page(directory)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(text, encoding="utf-8")
+    write_text(out, text)
     return out
 
 
@@ -104,7 +103,14 @@ def _validation(histories: dict[str, Any]) -> str:
         split, role = name.split(" ")
         axes, metric = (left, "ndcg@10") if role == "retriever" else (right, "ne")
         values = [found[metric] for found in history["valid"]]
-        axes.plot(values, marker=".", color=COLOURS[role], alpha=0.9 if split == "time" else 0.45, label=split)
+        axes.plot(
+            range(1, len(values) + 1),
+            values,
+            marker=".",
+            color=COLOURS[role],
+            alpha=0.9 if split == "time" else 0.45,
+            label=split,
+        )
     left.set(title="retriever, ndcg@10 (higher)", xlabel="epoch")
     right.set(title="ranker, NE (lower)", xlabel="epoch")
     for axes in (left, right):

@@ -4,7 +4,6 @@ A stage's key is the fingerprint of all that its result depends on: its sections
 before it, the content of its input files, the versions of the libraries and the source of this project.
 """
 
-import importlib.metadata
 import resource
 import time
 from collections.abc import Callable
@@ -18,16 +17,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from features import manifest, pipeline
 from features.errors import InputError
-from features.manifest import file_fingerprint, fingerprint, finished_directory, source_fingerprint, write_json
+from features.manifest import (
+    file_fingerprint,
+    fingerprint,
+    finished_directory,
+    source_fingerprint,
+    write_json,
+    write_text,
+)
 from features.pipeline import Split
 from recsys import bundle, distributed, evaluate
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
 from recsys.console import console
 from recsys.replay import runner
+from recsys.summary import versions
 from recsys.train import RankerConfig, RetrieverConfig, train
 
-LIBRARIES = ("feedline", "torch", "torchrec", "polars", "pyarrow", "numpy")
 RESULT = "result.json"
 RESOLVED = "config.toml"
 
@@ -35,7 +41,7 @@ RESOLVED = "config.toml"
 def environment(stage: str) -> dict[str, Any]:
     """What a stage's result depends on beside config and data."""
     return {
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": versions(),
         "source": source_fingerprint(_SOURCES[stage]),
     }
 
@@ -104,6 +110,8 @@ class Run:
     def key(self, stage: str) -> str:
         """The fingerprint of everything that the stage's result depends on."""
         parts = {name: self.sections[name] for name in _SECTIONS[stage]}
+        if "run" in parts:
+            parts["run"] = self.config.run.name
         upstream = [self.key(name) for name in _UPSTREAM[stage]]
         return fingerprint(
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
@@ -177,9 +185,11 @@ class Run:
 
     def write_config(self) -> None:
         """Leave the config in the run with every default filled in and every override applied."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        resolved = self.config.model_dump(mode="json", exclude_none=True)
-        (self.directory / RESOLVED).write_text(tomli_w.dumps(resolved), encoding="utf-8")
+        resolved = tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True))
+        try:
+            write_text(self.directory / RESOLVED, resolved)
+        except OSError as error:
+            raise InputError(f"{self.directory}: cannot be written ({error.strerror}); set run.directory") from None
 
     def results(self) -> dict[str, Any]:
         """Everything that the finished stages found, and how long each took."""
@@ -188,9 +198,9 @@ class Run:
         for stage in _SECTIONS:
             facts = [facts for place in self.places(stage) if (facts := self.current(stage, place)) is not None]
             if facts:
-                name, seconds = stage.split(" ")[0], sum(fact["seconds_taken"] for fact in facts)
+                name, seconds = stage.split(" ")[0], sum(fact.get("seconds_taken", 0.0) for fact in facts)
                 found["seconds"][name] = round(found["seconds"].get(name, 0.0) + seconds, 2)
-                memory = max([memory, *(fact["peak_memory_mb"] for fact in facts)])
+                memory = max([memory, *(fact.get("peak_memory_mb", 0.0) for fact in facts)])
         found["peak_memory_mb"] = memory
         found["rows"] = (manifest.read(self.directory / "examples") or {}).get("rows")
         found["training"] = {
@@ -296,6 +306,6 @@ _SOURCES: dict[str, tuple[str, ...]] = {
     "export": ("recsys/bundle.py",),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", *_FEED),
     "replay": ("recsys/baselines", "recsys/replay", *_FEED),
-    "probe": ("serving", *_FEED),
+    "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
 }
 """Source files whose change makes a stage's result out of date, beside those of the stages before it."""

@@ -15,6 +15,7 @@ from features.manifest import file_fingerprint, fingerprint, source_fingerprint,
 from recsys.config_file import check_dataset, read_toml
 
 FILE = "run.json"
+LIBRARIES = ("feedline", "torch", "torchrec", "polars", "pyarrow", "numpy", "scipy", "ray", "fastapi", "lmdb")
 PACKAGES = ("features", "embeddings", "recsys", "serving")
 
 
@@ -54,8 +55,12 @@ def recall(path: Path, overrides: list[str]) -> dict[str, Any] | None:
 def _key(tree: dict[str, Any], path: Path) -> str:
     module, dataset = check_dataset(tree, path)
     inputs = {str(file): file_fingerprint(file) for file in module.inputs(dataset)}
-    versions = {name: importlib.metadata.version(name) for name in ("feedline", "torch", "torchrec", "polars", "ray")}
-    return fingerprint(tree, inputs, versions, source_fingerprint(PACKAGES))
+    return fingerprint(tree, inputs, versions(), source_fingerprint(PACKAGES))
+
+
+def versions() -> dict[str, str]:
+    """The libraries that results depend on."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
 def show(results: dict[str, Any], page: Path, console: Console | None = None) -> None:
@@ -120,10 +125,10 @@ def next_item_table(results: dict[str, Any]) -> Table:
 
 def verdict(results: dict[str, Any], metric: str = "ndcg@10") -> str:
     """One sentence: how the retriever stands beside the best baseline."""
-    name, best = max(results["baselines"].items(), key=lambda pair: pair[1][metric])
-    own = results["retrieval"][metric]
-    ratio = own / best[metric] - 1 if best[metric] else float("inf")
-    title = name.replace("_", "-")
-    if own > best[metric]:
-        return f"The retriever is ahead of the best baseline, {title}, by {ratio:.0%} in {metric}."
-    return f"{title} is still ahead of the retriever, which has {-ratio:.0%} less {metric}."
+    name, found = max(results["baselines"].items(), key=lambda pair: pair[1][metric])
+    own, best, title = results["retrieval"][metric], found[metric], name.replace("_", "-")
+    if own == best:
+        return f"The retriever and the best baseline, {title}, have the same {metric}, {own:.4f}."
+    if own > best:
+        return f"The retriever is ahead of the best baseline, {title}: {metric} {own:.4f} against {best:.4f}."
+    return f"{title} is still ahead of the retriever, which has {1 - own / best:.0%} less {metric}."

@@ -1,6 +1,5 @@
 """The training loop, the same for retriever and ranker: plan, shard, step, validate, keep the best."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,10 +40,26 @@ class LoopConfig(Settings):
     """Stop after so many epochs without a better validation."""
     batch_size: int = Field(default=128, gt=0)
     """Rows of a global batch: windows of history, or examples."""
-    valid_rows: int = Field(default=5000, gt=0)
-    """Questions asked of the retriever in each validation, at most."""
     seed: int = 0
     """Of initial weights, order and dropout."""
+
+
+class RetrieverLoop(LoopConfig):
+    """The section [retriever.train]."""
+
+    valid_rows: int = Field(default=5000, gt=0)
+    """Questions asked in each validation, at most."""
+
+
+class RankerLoop(LoopConfig):
+    """The section [ranker.train]."""
+
+    epochs: int = Field(default=5, gt=0)
+    """At most so many passes over the training part."""
+    patience: int = Field(default=2, gt=0)
+    """Stop after so many epochs without a better validation."""
+    batch_size: int = Field(default=1024, gt=0)
+    """Examples of a global batch."""
 
 
 class ModelConfig(Settings):
@@ -67,6 +82,8 @@ class RetrieverConfig(ModelConfig):
     """The file in `recsys/models`."""
     loss: RetrievalLoss = RetrievalLoss()
     """The loss."""
+    train: RetrieverLoop = RetrieverLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    """The loop."""
 
 
 class RankerConfig(ModelConfig):
@@ -74,7 +91,7 @@ class RankerConfig(ModelConfig):
 
     kind: str = "dlrm"
     """The file in `recsys/models`."""
-    train: LoopConfig = LoopConfig(epochs=5, patience=2, batch_size=1024)
+    train: RankerLoop = RankerLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     """The loop."""
 
 
@@ -107,13 +124,11 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
     initialise_tables(model, config.train.seed)
     optimizer = optim.combine(model, config.optimizer)
 
-    if distributed.is_first():
-        shutil.rmtree(checkpoint.unfinished(out), ignore_errors=True)
     losses: list[float] = []
     validations: list[dict[str, float]] = []
     best, best_epoch = -np.inf, -1
     started = time.perf_counter()
-    with _Progress(config.train.epochs * len(job.reader), out) as progress:
+    with checkpoint.cleared_on_error(out), _Progress(config.train.epochs * len(job.reader), out) as progress:
         for epoch in range(config.train.epochs):
             model.train()
             parts: list[Tensor] = []
@@ -194,7 +209,7 @@ def _job(config: ModelConfig, examples: Path, device: torch.device) -> Job:
             sequences / "train.parquet", schema.items, loop.batch_size, loop.seed, config.loss.sampled, place
         )
         questions = NextItemReader(
-            sequences / "valid.parquet", schema.items, 4 * loop.batch_size, loop.valid_rows, place
+            sequences / "valid.parquet", schema.items, 4 * loop.batch_size, config.train.valid_rows, place
         )
         _require_rows(questions.rows, place, sequences / "valid.parquet")
         return Job(

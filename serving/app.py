@@ -115,10 +115,17 @@ def _environment() -> dict[str, str]:
 
 
 def _start(section: Config, arguments: tuple[str, inference.Config, StoreConfig, str]) -> None:
+    import ray
     from ray import serve as ray_serve
 
     from serving.deployments import Replica
 
+    cores = ray.cluster_resources().get("CPU", 0.0)
+    if section.replicas * section.cpus > cores:
+        raise InputError(
+            f"serve.replicas = {section.replicas} × serve.cpus = {section.cpus} is more than the {cores:g} cores there "
+            "are; lower one"
+        )
     quiet: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
     ray_serve.start(http_options={"host": section.host, "port": section.port}, logging_config=quiet)
     deployment = Replica.options(

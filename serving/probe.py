@@ -74,7 +74,10 @@ def probe(config: RunConfig, resolved: Path, bundle: Path) -> dict[str, Any]:
                     return _ask(client, event, own, seconds)
             finally:
                 server.terminate()
-                server.wait(timeout=60)
+                try:
+                    server.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    server.kill()
 
 
 def _wait(client: httpx.Client, server: subprocess.Popen[bytes], log: str) -> None:
@@ -88,10 +91,10 @@ def _wait(client: httpx.Client, server: subprocess.Popen[bytes], log: str) -> No
         except httpx.TransportError:
             pass
         time.sleep(0.25)
-    last = Path(log).read_text(errors="replace").strip().splitlines()[-1:]
-    raise InputError(
-        f"the server did not answer within {START_SECONDS} s: {''.join(last)}; run `recsys serve` to see why"
-    )
+    last = "".join(Path(log).read_text(errors="replace").strip().splitlines()[-1:])
+    ended = server.poll()
+    what = f"did not answer within {START_SECONDS} s" if ended is None else f"ended with status {ended}"
+    raise InputError(f"the server {what}: {last}; run `recsys serve` to see why")
 
 
 def _ask(client: httpx.Client, event: Event, own: Response, seconds: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class RecommendRequest(Message):
 class FeedItem(Message):
     """One place of a feed."""
 
-    item_id: Id
+    item_id: int | str
     title: str
     score: float = Field(description="what the feed is ordered by")
     retrieval_score: float
@@ -41,7 +41,7 @@ class FeedItem(Message):
 class RecommendResponse(Message):
     """A feed."""
 
-    user_id: Id
+    user_id: int | str
     items: list[FeedItem]
     source: Literal["model", "popularity"] = Field(description="popularity: nothing is known of the person")
     latency_ms: dict[str, float] = Field(description="by stage, inside the model")
@@ -70,9 +70,18 @@ class EventsResponse(Message):
     ignored: int = Field(description="of an action that is no interaction for this model")
 
 
+class HistoryEvent(Message):
+    """Something that is kept; the limits are the log's, not those of a request."""
+
+    item_id: int | str
+    timestamp: int
+    action: str
+    value: float | None
+
+
 class HistoryResponse(Message):
     """What is kept of a person, oldest first."""
 
-    user_id: Id
-    events: list[EventMessage]
+    user_id: int | str
+    events: list[HistoryEvent]
     titles: list[str]

@@ -209,7 +209,7 @@ class RedisStore:
         self._prefix, self._retain = prefix, retain
         never_again = Retry(NoBackoff(), 0)
         try:
-            self._client = redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=60, retry=never_again)
+            self._client = redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=10, retry=never_again)
             self._client.ping()
         except (ValueError, redis.RedisError) as error:
             raise InputError(

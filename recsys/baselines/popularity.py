@@ -27,6 +27,11 @@ class Popularity:
 
 def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> Popularity:
     """Count `interactions` (`item_index`) for the vocabulary `items`."""
-    count = np.bincount(interactions["item_index"].to_numpy(), minlength=items.height)
-    count[0] = 0
-    return Popularity(np.log1p(count).astype(np.float32))
+    return from_counts(np.bincount(interactions["item_index"].to_numpy(), minlength=items.height))
+
+
+def from_counts(count_I: np.ndarray) -> Popularity:
+    """The same from interactions already counted; int64 [I + 1], whose place 0 does not matter."""
+    log_count_I = np.log1p(count_I).astype(np.float32)
+    log_count_I[0] = 0.0
+    return Popularity(log_count_I)

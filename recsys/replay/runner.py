@@ -95,7 +95,8 @@ def replay(
 def events(tail: pl.DataFrame) -> list[Event]:
     """The rows of a log as events."""
     columns = [name for name in ("user_id", "item_id", "timestamp", "action", "value") if name in tail.columns]
-    return [Event(**row) for row in tail.select(columns).iter_rows(named=True)]
+    rows = tail.select(pl.col(name).fill_null("") if name == "action" else name for name in columns)
+    return [Event(**row) for row in rows.iter_rows(named=True)]
 
 
 def place(response: inference.Response, event: Event) -> float:

@@ -5,7 +5,7 @@ import time
 from fastapi import APIRouter
 
 from features.online import Event
-from serving.protocol import EventMessage, EventsRequest, EventsResponse, HistoryResponse
+from serving.protocol import EventsRequest, EventsResponse, HistoryEvent, HistoryResponse
 from serving.service import Serving
 
 router = APIRouter(prefix="/v1", tags=["events"])
@@ -37,9 +37,7 @@ async def history(user_id: str, service: Serving) -> HistoryResponse:
     return HistoryResponse(
         user_id=user,
         events=[
-            EventMessage(
-                user_id=user, item_id=event.item_id, timestamp=event.timestamp, action=event.action, value=event.value
-            )
+            HistoryEvent(item_id=event.item_id, timestamp=event.timestamp, action=event.action, value=event.value)
             for event in events
         ],
         titles=[service.title(event.item_id) for event in events],
