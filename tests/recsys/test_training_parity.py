@@ -23,7 +23,7 @@ from features.manifest import read, read_json
 from recsys import checkpoint, distributed
 from recsys.data import Place, RankingReader, SequenceReader
 from recsys.tasks import RankingTask, RetrievalTask
-from recsys.train import LoopConfig, ModelConfig, RankerConfig, RetrieverConfig, build_task, train
+from recsys.train import ModelConfig, RankerConfig, RankerLoop, RetrieverConfig, build_task, train
 
 LOSS = 2e-5
 """Most that the loss of a step may differ, nats."""
@@ -59,7 +59,7 @@ MODELS: dict[str, ModelConfig] = {
     "retriever, full loss": retriever("full", {}),
     # Adam and Adagrad hide the scale of a gradient; SGD does not.
     "retriever, sampled loss": retriever("sampled", {"sparse": "sgd", "sparse_lr": 1.0}),
-    "ranker": RankerConfig(train=LoopConfig(epochs=2, batch_size=255)),
+    "ranker": RankerConfig(train=RankerLoop(epochs=2, batch_size=255)),
 }
 JOBS = {f"{name}, {form}": Job(config, form) for name, config in MODELS.items() for form in ("row_wise", "table_wise")}
 
