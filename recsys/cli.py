@@ -120,7 +120,7 @@ def _show(results: dict[str, Any], page: Path, path: Path, *, as_json: bool) -> 
         _print_json(results)
         return
     summary.show(results, page)
-    print(f"Serve it: recsys serve {path}  (or `make serve CONFIG={path}`)")
+    print(f"To keep the server up: make serve CONFIG={path}")
 
 
 def _print_json(results: dict[str, Any]) -> None:

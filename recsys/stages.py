@@ -282,8 +282,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "train ranker": ("ranker", "sharding", "launch"),
     "export": ("recommend", "run"),
     "evaluate": ("recommend", "baselines"),
-    "replay": ("recommend", "replay"),
     "probe": ("serve",),
+    "replay": ("recommend", "replay"),
 }
 _UPSTREAM: dict[str, tuple[str, ...]] = {
     "prepare": (),

@@ -167,7 +167,7 @@ def _until_signal(start: Callable[[], None]) -> None:
     handle_signals()
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
-            print("starting Ray …", file=sys.stderr, flush=True)
+            print("starting Ray and loading the model, up to a minute …", file=sys.stderr, flush=True)
             thread.submit(
                 ray.init, address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
             ).result()
