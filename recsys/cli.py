@@ -103,13 +103,13 @@ def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
 
 def _nothing_to_do(path: Path, overrides: list[str], *, as_json: bool) -> bool:
     """Whether the run is up to date; then it has been said and shown."""
-    from recsys import report, summary
+    from recsys import summary
 
     results = summary.recall(path, overrides)
     if results is None:
         return False
     print(f"{results['directory']}: up to date, nothing to do", file=sys.stderr)
-    _show(results, report.page(Path(results["directory"])), path, as_json=as_json)
+    _show(results, summary.page(Path(results["directory"])), path, as_json=as_json)
     return True
 
 

@@ -36,11 +36,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def page(directory: Path) -> Path:
-    """Where the report of a run is."""
-    return directory / "reports" / "report.html"
-
-
 def write(directory: Path, results: dict[str, Any]) -> Path:
     """Draw and write the report; returns its path."""
     histories = {
@@ -67,7 +62,7 @@ def write(directory: Path, results: dict[str, Any]) -> Path:
         columns=summary.COLUMNS,
         verdict=summary.verdict(results) if "retrieval" in results else "",
     )
-    out = page(directory)
+    out = summary.page(directory)
     write_text(out, text)
     return out
 

@@ -52,6 +52,11 @@ def recall(path: Path, overrides: list[str]) -> dict[str, Any] | None:
     return remembered["results"] if remembered["key"] == _key(tree, path) else None
 
 
+def page(directory: Path) -> Path:
+    """Where the report of a run is."""
+    return directory / "reports" / "report.html"
+
+
 def _key(tree: dict[str, Any], path: Path) -> str:
     module, dataset = check_dataset(tree, path)
     inputs = {str(file): file_fingerprint(file) for file in module.inputs(dataset)}
