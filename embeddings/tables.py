@@ -10,7 +10,11 @@ from features.schema import Schema
 
 
 def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
-    """Tables of the pooled features; bags are pooled by their mean, so that length carries no weight of its own."""
+    """Tables of the pooled features; bags are pooled by their mean, so that length carries no weight of its own.
+
+    Where some bag has weights, the batch has them for all keys, such that the sum is the mean: see `ranking_batch`.
+    """
+    pooling = PoolingType.SUM if schema.weighted else PoolingType.MEAN
     tables: dict[str, EmbeddingBagConfig] = {}
     for feature in schema.embedded:
         assert feature.rows is not None, f"{feature.name} has not been fitted"
@@ -22,7 +26,7 @@ def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
             num_embeddings=feature.rows,
             embedding_dim=feature.dim,
             feature_names=[feature.name],
-            pooling=PoolingType.MEAN,
+            pooling=pooling,
             init_fn=nn.init.zeros_,
         )
     return list(tables.values())

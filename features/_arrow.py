@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 def mapped_frame(path: Path) -> pl.DataFrame:
@@ -21,3 +22,26 @@ def list_series(flat: np.ndarray, offsets: np.ndarray) -> pl.Series:
     series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat)))
     assert isinstance(series, pl.Series)
     return series
+
+
+class Writer:
+    """A Parquet file that is written in row groups, one table after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, 0
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def write(self, table: pl.DataFrame) -> None:
+        """Append a table; the first decides the columns."""
+        arrow = table.to_arrow()
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self.path, arrow.schema, compression="zstd")
+        self._writer.write_table(arrow.cast(self._writer.schema))
+        self.rows += table.height
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()

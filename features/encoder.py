@@ -2,28 +2,67 @@
 
 An example asks about one user and one item at one time. What depends on the item alone or the user alone is computed
 once per row of their tables and gathered by index; what depends on the moment is computed from the request frame,
-which `features.temporal` fills from a log and the recommender fills from its store.
+which `features.fold` fills from a log and `features.moment` from a store.
 
-Request frame columns: `user_index, item_index` (int32), `timestamp` (ms), `user_events, user_positives, item_events,
-item_positives` (int64 counts before now), `user_last_timestamp` (ms or null), `history` (List(Int32), item indices),
-and the context columns of the log.
+Request frame columns: `user_index, item_index` (int32), `timestamp` (ms), two columns for each counter,
+`user_last_timestamp` (ms or null), `history` (List(Int32), item indices), `history_actions`, `history_gaps`, and the
+context columns of the log.
 """
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
+import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
 from features import registry
-from features._arrow import mapped_frame
+from features._arrow import list_series, mapped_frame
 from features.errors import InputError
 from features.manifest import fingerprint, write_json
-from features.schema import FeatureSpec, Schema
+from features.schema import WEIGHTS, FeatureSpec, Schema
+from features.slices import gather_slices
 from features.transforms._fitting import Fitting
+
+Counted = Callable[[str, int], pl.Series]
+"""(column of the request frame, least count) → its values in the order in which they reached that count in training."""
+
+Place = Literal["item", "user", "history", "moment", "feature"]
+"""Where a feature is computed: once an item, a user, an item of the history, an example; or from other features."""
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """A declared feature with its transform, and the columns that it reads where it is computed."""
+
+    spec: FeatureSpec
+    module: ModuleType
+    params: Any
+    place: Place
+    source: str
+    inputs: tuple[str, ...]
+
+    def expr(self, schema: Mapping[str, pl.DataType], state: dict[str, Any]) -> pl.Expr:
+        return self.module.expr(self.source, schema[self.source], self.params, state).alias(self.spec.name)
+
+    @property
+    def weights(self) -> str | None:
+        """Column of the weights, where the feature is computed."""
+        return None if self.spec.weights is None else self.spec.weights.split(".")[1]
+
+    @property
+    def requested(self) -> set[str]:
+        """Columns of the request frame that it reads."""
+        if self.place == "history":
+            return {"history"}
+        if self.place != "moment":
+            return set()
+        own = {name for name in self.inputs if not name.startswith(("item.", "user."))}
+        return own if self.weights is None else own | {self.weights}
 
 
 @dataclass(frozen=True)
@@ -33,8 +72,10 @@ class Encoder:
     schema: Schema
     states: dict[str, dict[str, Any]]
     items: pl.DataFrame
+    """`index`, the item features, and columns that features of the moment or the history read, as `item.<column>` and
+    `history.<feature>`."""
     users: pl.DataFrame
-    _expressions: dict[tuple[tuple[str, pl.DataType], ...], list[pl.Expr]] = field(default_factory=dict, repr=False)
+    _cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def fit(
@@ -44,6 +85,7 @@ class Encoder:
         items: pl.DataFrame,
         users: pl.DataFrame,
         requests: pl.DataFrame,
+        counted: Counted | None = None,
     ) -> Self:
         """Fit every transform on the training part.
 
@@ -52,41 +94,48 @@ class Encoder:
             label: name of the label column.
             items: the item table with `item_id` and `index` 0, 1, …; row 0 is null but for its index.
             users: the user table likewise, with `user_id`.
-            requests: the request frame of the training examples.
+            requests: the request frame of the training examples, or of an even sample of them.
+            counted: values of a column over all of them, where `requests` is a sample.
 
         Raises:
             InputError: a source is missing, a transform does not suit its feature, or features that share a table do
                 not agree on its shape; says which and why.
         """
-        frames = {"item": items, "user": users, "request": requests}
+        readable = {name: dtype for name, dtype in requests.schema.items() if name not in ("user_index", "item_index")}
+        features = resolve(specs, items.schema, users.schema, readable)
+        beside = _beside(features)
+        moment = _gathered(requests, items, users, beside)
         highest = {"item.index": items.height - 1, "user.index": users.height - 1, "request.history": items.height - 1}
-        resolved: list[FeatureSpec] = []
+        resolved: dict[str, FeatureSpec] = {}
         states: dict[str, dict[str, Any]] = {}
-        for spec in specs:
-            entity, column = spec.source.split(".")
-            if column not in frames[entity].columns:
-                raise InputError(
-                    f"feature {spec.name}: {entity} has no column '{column}' "
-                    f"(found: {', '.join(frames[entity].columns)}); change its source"
-                )
-            module = _transform(spec)
-            known = frames[entity] if entity == "request" else frames[entity].slice(1)
-            fitting = Fitting(known, column, highest.get(spec.source))
-            if isinstance(fitting.dtype, pl.List) != (spec.kind == "bag"):
-                raise InputError(
-                    f"feature {spec.name}: {spec.source} is {fitting.dtype}, which does not make a {spec.kind} "
-                    "feature; use kind = 'bag' for lists and only for them"
-                )
-            params = _params(spec, module)
+        # Features of features come last: they are fitted on the others' columns.
+        for feature in sorted(features, key=lambda feature: feature.place == "feature"):
+            spec = feature.spec
+            column = spec.source.split(".")[1]
+            if feature.place == "feature":
+                # They learn nothing from values: a frame without rows tells the types.
+                frame = pl.DataFrame(schema={name: pl.Int32 for name in feature.inputs})
+            elif feature.place == "moment":
+                frame = moment
+            else:
+                frame = (users if feature.place == "user" else items).slice(1)
+            known = None
+            if counted is not None and spec.source.startswith("request.") and feature.place == "moment":
+                known = _counted(counted, column)
+            fitting = Fitting(frame, feature.source, highest.get(spec.source), known)
             try:
-                states[spec.name] = module.fit(fitting, params)
+                states[spec.name] = feature.module.fit(fitting, feature.params)
             except InputError as error:
                 raise InputError(f"feature {spec.name}: {error}") from None
-            rows = None if spec.kind == "dense" else module.rows(params, states[spec.name])
-            resolved.append(spec.model_copy(update={"rows": rows}))
+            update: dict[str, Any] = {}
+            if spec.kind in ("sparse", "bag"):
+                update["rows"] = feature.module.rows(feature.params, states[spec.name])
+            elif spec.kind == "vector":
+                update["width"] = feature.module.width(feature.params, states[spec.name])
+            resolved[spec.name] = spec.model_copy(update=update)
         try:
             schema = Schema(
-                features=tuple(resolved),
+                features=tuple(resolved[spec.name] for spec in specs),
                 label=label,
                 items=items.height - 1,
                 users=users.height - 1,
@@ -95,37 +144,58 @@ class Encoder:
         except ValidationError as error:
             raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         return cls(
-            schema, states, cls._static(schema, states, items, "item"), cls._static(schema, states, users, "user")
+            schema,
+            states,
+            _static(features, states, items, "item", beside),
+            _static(features, states, users, "user", beside),
         )
-
-    @staticmethod
-    def _static(schema: Schema, states: dict[str, dict[str, Any]], table: pl.DataFrame, entity: str) -> pl.DataFrame:
-        specs = [spec for spec in schema.features if spec.source.startswith(f"{entity}.")]
-        return table.select("index", *(_expr(spec, table, states[spec.name]) for spec in specs)).rechunk()
 
     def encode(self, requests: pl.DataFrame) -> pl.DataFrame:
         """All features of a request frame, one column a feature in the schema's order; B rows in, B rows out.
 
-        Dense columns are Float32, sparse ones Int32, bags List(Int32).
+        Dense columns are Float32, sparse ones Int32, bags List(Int32), vectors Array(Float32); a weighted bag is
+        followed by its weights, List(Float32).
         """
-        moment = requests.select(self._moment(requests))
-        columns = {
-            **{series.name: series for series in moment},
-            **{series.name: series for series in self.items[requests["item_index"]]},
-            **{series.name: series for series in self.users[requests["user_index"]]},
-        }
-        return pl.DataFrame([columns[spec.name] for spec in self.schema.features])
+        work = self._work(tuple(requests.schema.items()))
+        item_index, user_index = requests["item_index"], requests["user_index"]
+        columns: dict[str, pl.Series] = {}
+        if work.item:
+            columns |= {series.name: series for series in self.items.select(work.item)[item_index]}
+        if work.user:
+            columns |= {series.name: series for series in self.users.select(work.user)[user_index]}
+        moment = requests
+        if work.beside_item:
+            moment = moment.with_columns(self.items.select(work.beside_item)[item_index])
+        if work.beside_user:
+            moment = moment.with_columns(self.users.select(work.beside_user)[user_index])
+        if work.moment:
+            columns |= {series.name: series for series in moment.select(work.moment)}
+        for name in work.history:
+            columns[name] = _flattened(*self._of_items(name), requests["history"]).alias(name)
+        if work.features:
+            encoded = pl.DataFrame([columns[name] for name in work.feature_inputs])
+            columns |= {series.name: series for series in encoded.select(work.features)}
+        return pl.DataFrame([columns[name] for name in work.order])
 
-    def _moment(self, requests: pl.DataFrame) -> list[pl.Expr]:
-        """The expressions of the request's features, built once for each set of columns."""
-        columns = tuple(requests.schema.items())
-        if columns not in self._expressions:
-            self._expressions[columns] = [
-                _expr(spec, requests, self.states[spec.name])
-                for spec in self.schema.features
-                if spec.source.startswith("request.")
-            ]
-        return self._expressions[columns]
+    def _of_items(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """A history feature's values of all items, end to end, and where each item's begin."""
+        if name not in self._cache:
+            column = self.items[f"history.{name}"]
+            if not isinstance(column.dtype, pl.List):
+                column = column.reshape((-1, 1)).arr.to_list()
+            self._cache[name] = column.explode(empty_as_null=False).to_numpy(), _offsets(column)
+        return self._cache[name]
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """Columns of the request frame that are read, beside `user_index` and `item_index`."""
+        return self._work(None).requested
+
+    def _work(self, columns: tuple[tuple[str, pl.DataType], ...] | None) -> "_Work":
+        """What to do for a request frame of these columns, thought out once for each set of them."""
+        if columns not in self._cache:
+            self._cache[columns] = _Work.of(self, None if columns is None else dict(columns))
+        return self._cache[columns]
 
     def save(self, directory: Path) -> None:
         """Write to a directory that exists."""
@@ -145,9 +215,229 @@ class Encoder:
         )
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What `encode` does, by name and expression."""
+
+    item: list[str]
+    user: list[str]
+    beside_item: list[str]
+    beside_user: list[str]
+    moment: list[pl.Expr]
+    history: list[str]
+    feature_inputs: list[str]
+    features: list[pl.Expr]
+    order: list[str]
+    requested: tuple[str, ...]
+
+    @classmethod
+    def of(cls, encoder: Encoder, columns: dict[str, pl.DataType] | None) -> Self:
+        specs = encoder.schema.features
+        # Which columns the tables had is known from where their features were put.
+        features = [_fitted(spec, encoder) for spec in specs]
+        beside = _beside(features)
+        tables = {**encoder.items.schema, **encoder.users.schema}
+        given: dict[str, pl.DataType] = {**(columns or {}), **{name: tables[name] for name in beside}}
+        moment = [feature for feature in features if feature.place == "moment"]
+        combined = [feature for feature in features if feature.place == "feature"]
+
+        def named(place: Place) -> list[str]:
+            found = [feature for feature in features if feature.place == place]
+            weights = [feature.spec.name + WEIGHTS for feature in found if feature.weights is not None]
+            return [*(feature.spec.name for feature in found), *weights]
+
+        expressions: list[pl.Expr] = []
+        if columns is not None:
+            for feature in moment:
+                expressions.append(feature.expr(given, encoder.states[feature.spec.name]))
+                if feature.weights is not None:
+                    expressions.append(_weights(feature))
+        return cls(
+            item=named("item"),
+            user=named("user"),
+            beside_item=[name for name in beside if name.startswith("item.")],
+            beside_user=[name for name in beside if name.startswith("user.")],
+            moment=expressions,
+            history=named("history"),
+            feature_inputs=list(dict.fromkeys(name for feature in combined for name in feature.inputs)),
+            features=[
+                feature.expr(dict.fromkeys(feature.inputs, pl.Int32()), encoder.states[feature.spec.name])
+                for feature in combined
+            ],
+            order=[
+                name
+                for spec in specs
+                for name in ((spec.name,) if spec.weights is None else (spec.name, spec.name + WEIGHTS))
+            ],
+            requested=tuple(sorted({name for feature in features for name in feature.requested})),
+        )
+
+
 def load_schema(directory: Path) -> Schema:
     """The resolved schema that a directory of examples or a bundle was made with."""
     return Schema.model_validate_json((directory / "schema.json").read_text(encoding="utf-8"))
+
+
+def resolve(
+    specs: tuple[FeatureSpec, ...],
+    items: Mapping[str, pl.DataType],
+    users: Mapping[str, pl.DataType],
+    requests: Mapping[str, pl.DataType],
+) -> list[_Feature]:
+    """Find each feature's transform, parameters and columns, given the types of all there are.
+
+    Raises:
+        InputError: one of them does not fit; says which and why.
+    """
+    tables = {"item": items, "user": users, "request": requests, "history": items}
+    names = {spec.name: spec for spec in specs}
+    found: list[_Feature] = []
+    for spec in specs:
+        feature = _feature(spec, tables)
+        entity, column = spec.source.split(".")
+        if entity == "feature":
+            for name in feature.inputs:
+                if name not in names or names[name].kind != "sparse" or names[name].source.startswith("feature."):
+                    sparse = [other.name for other in specs if other.kind == "sparse"]
+                    raise InputError(
+                        f"feature {spec.name}: '{name}' is no sparse feature that is computed from the data "
+                        f"(found: {', '.join(sparse)}); cross others"
+                    )
+            found.append(feature)
+            continue
+        if column not in tables[entity]:
+            known = ", ".join(tables[entity])
+            raise InputError(
+                f"feature {spec.name}: {entity} has no column '{column}' (found: {known}); change its source"
+            )
+        if feature.place == "moment":
+            for name in feature.inputs:
+                if name in requests:
+                    continue
+                table, _, beside = name.partition(".")
+                if beside not in tables.get(table, {}) or table == "request":
+                    raise InputError(
+                        f"feature {spec.name}: no column '{name}' beside {spec.source} "
+                        f"(found: {', '.join(requests)}, item.…, user.…); change its params"
+                    )
+        dtype = tables[entity][column]
+        is_list = isinstance(dtype, pl.List)
+        if spec.kind in ("sparse", "dense", "bag") and is_list != (spec.kind == "bag") and entity != "history":
+            raise InputError(
+                f"feature {spec.name}: {spec.source} is {dtype}, which does not make a {spec.kind} "
+                "feature; use kind = 'bag' for lists and only for them"
+            )
+        if entity == "history" and spec.kind != "bag":
+            raise InputError(f"feature {spec.name}: a history has many items; use kind = 'bag'")
+        if feature.weights is not None:
+            weights = tables[entity].get(feature.weights)
+            if not isinstance(weights, pl.List) or not weights.inner.is_numeric():
+                raise InputError(
+                    f"feature {spec.name}: weights = '{spec.weights}' is {weights or 'missing'}, not a list of numbers"
+                )
+        found.append(feature)
+    return found
+
+
+def _fitted(spec: FeatureSpec, encoder: Encoder) -> _Feature:
+    """The same for a fitted feature, whose columns are known to be there."""
+    entity = spec.source.split(".")[0]
+    table = {"item": encoder.items, "user": encoder.users}.get(entity)
+    computed = table is not None and spec.name in table.columns
+    module = _transform(spec)
+    params = _params(spec, module)
+    return _placed(spec, module, params, static=computed)
+
+
+def _feature(spec: FeatureSpec, tables: Mapping[str, Mapping[str, pl.DataType]]) -> _Feature:
+    module = _transform(spec)
+    params = _params(spec, module)
+    entity, column = spec.source.split(".")
+    static = entity in ("item", "user") and all(name in tables[entity] for name in _inputs(module, column, params))
+    # A source that is missing is told of by its own name.
+    static = static or (entity in ("item", "user") and column not in tables[entity])
+    return _placed(spec, module, params, static=static)
+
+
+def _placed(spec: FeatureSpec, module: ModuleType, params: Any, *, static: bool) -> _Feature:
+    entity, column = spec.source.split(".")
+    if entity == "feature":
+        return _Feature(spec, module, params, "feature", column, _inputs(module, column, params))
+    if entity == "history":
+        return _Feature(spec, module, params, "history", column, (column,))
+    if static:
+        place: Place = "item" if entity == "item" else "user"
+        return _Feature(spec, module, params, place, column, _inputs(module, column, params))
+    source = column if entity == "request" else spec.source
+    return _Feature(spec, module, params, "moment", source, _inputs(module, source, params))
+
+
+def _inputs(module: ModuleType, source: str, params: Any) -> tuple[str, ...]:
+    return module.inputs(source, params) if hasattr(module, "inputs") else (source,)
+
+
+def _beside(features: list[_Feature]) -> list[str]:
+    """Columns of the item and user tables that features of the moment read, as `item.<column>`."""
+    names = (name for feature in features if feature.place == "moment" for name in feature.inputs)
+    return sorted({name for name in names if name.startswith(("item.", "user."))})
+
+
+def _gathered(requests: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame, beside: list[str]) -> pl.DataFrame:
+    for name in beside:
+        entity, column = name.split(".")
+        table, index = (items, "item_index") if entity == "item" else (users, "user_index")
+        requests = requests.with_columns(table[column][requests[index]].alias(name))
+    return requests
+
+
+def _static(
+    features: list[_Feature], states: dict[str, dict[str, Any]], table: pl.DataFrame, entity: str, beside: list[str]
+) -> pl.DataFrame:
+    expressions = [pl.col("index")]
+    for feature in features:
+        if feature.place == entity:
+            expressions.append(feature.expr(table.schema, states[feature.spec.name]))
+            if feature.weights is not None:
+                expressions.append(_weights(feature))
+        elif feature.place == "history" and entity == "item":
+            one = feature.expr(table.schema, states[feature.spec.name])
+            expressions.append(one.alias(f"history.{feature.spec.name}"))
+    prefix = f"{entity}."
+    expressions += [pl.col(name.removeprefix(prefix)).alias(name) for name in beside if name.startswith(prefix)]
+    made = table.select(expressions).rechunk()
+    for feature in features:
+        if feature.place == entity and feature.weights is not None:
+            _check_weights(feature, made)
+    return made
+
+
+def _weights(feature: _Feature) -> pl.Expr:
+    return pl.col(str(feature.weights)).cast(pl.List(pl.Float32)).fill_null([]).alias(feature.spec.name + WEIGHTS)
+
+
+def _check_weights(feature: _Feature, made: pl.DataFrame) -> None:
+    bag, weights = made[feature.spec.name], made[feature.spec.name + WEIGHTS]
+    wrong = (bag.list.len() != weights.list.len()).arg_true()
+    if len(wrong):
+        raise InputError(
+            f"feature {feature.spec.name}: {feature.spec.weights} has {weights.list.len()[wrong[0]]} weights for "
+            f"{bag.list.len()[wrong[0]]} ids at index {wrong[0]}; give each id one"
+        )
+
+
+def _flattened(values: np.ndarray, edge: np.ndarray, history: pl.Series) -> pl.Series:
+    """For each history the values of its items, one after the other; List(Int32)."""
+    items = history.explode(empty_as_null=False).to_numpy()
+    chosen, offsets = gather_slices(values, edge[items], edge[items + 1])
+    return list_series(chosen, offsets[_offsets(history)])
+
+
+def _offsets(lists: pl.Series) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lists.list.len().to_numpy(), dtype=np.int64)])
+
+
+def _counted(counted: Counted, column: str) -> Callable[[int], pl.Series]:
+    return lambda least: counted(column, least)
 
 
 def _transform(spec: FeatureSpec) -> ModuleType:
@@ -165,14 +455,12 @@ def _params(spec: FeatureSpec, module: ModuleType) -> Any:
         return module.Params(**spec.params)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"feature {spec.name}: params.{field} = {first['input']!r}: {first['msg']}; "
-            f"transform '{spec.transform}' takes {', '.join(module.Params.model_fields)}"
+            f"feature {spec.name}: params.{name} = {first['input']!r}: {first['msg']}; "
+            f"transform '{spec.transform}' takes {', '.join(_names(module))}"
         ) from None
 
 
-def _expr(spec: FeatureSpec, frame: pl.DataFrame, state: dict[str, Any]) -> pl.Expr:
-    module = _transform(spec)
-    column = spec.source.split(".")[1]
-    return module.expr(column, frame.schema[column], _params(spec, module), state).alias(spec.name)
+def _names(module: ModuleType) -> list[str]:
+    return [field.alias or name for name, field in module.Params.model_fields.items()]

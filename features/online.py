@@ -1,14 +1,15 @@
-"""What the online side keeps of people and items, and the contract of the stores that keep it.
+"""What the online side keeps of people and counters, and the contract of the stores that keep it.
 
-The batch side computes the same numbers over a whole log in `features.temporal`; a test replays a log through a
-store and compares every one.
+The batch side computes the same numbers over whole logs in `features.fold`; a test replays a log through a store and
+compares every one.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import polars as pl
 
 Id = int | str
 
@@ -27,49 +28,59 @@ class Event:
     """Whether it counts as a positive under the run's label rule."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserState:
-    """What is known of one person before now."""
+class Increment(NamedTuple):
+    """One more event for a counter."""
 
-    history: tuple[Event, ...] = ()
-    """The last events, oldest first; as many as the store retains."""
-    events: int = 0
-    """All events ever applied, also those no longer in `history`."""
-    positives: int = 0
-    last_timestamp: int | None = None
+    key: int
+    """uint64: which counter of whom (`features.counters`)."""
+    bucket: int
+    """int64: number of the stretch of time that it falls in; 0 for a counter of all time."""
+    keep: int
+    """How far the counter looks back: after the increment it has the buckets above `newest - keep` only; at least 1."""
 
 
-@dataclass(frozen=True, slots=True)
-class ItemCounts:
-    """Counters of N items, in the order they were asked for."""
+@dataclass(frozen=True)
+class Counts:
+    """Counters of K keys, jagged: key k has `lengths[k]` buckets, in ascending order, M in all."""
 
+    lengths: np.ndarray
+    """int64 [K]"""
+    buckets: np.ndarray
+    """int64 [M]"""
     events: np.ndarray
-    """int64 [N]"""
+    """int64 [M]"""
     positives: np.ndarray
-    """int64 [N]"""
+    """int64 [M]"""
+
+
+COUNTER_SCHEMA = pl.Schema({"key": pl.UInt64, "bucket": pl.Int64, "events": pl.Int64, "positives": pl.Int64})
+"""A snapshot's counters: one row a key and bucket."""
 
 
 class StateStore(Protocol):
     """Histories and counters. Every implementation passes `tests/contract/test_stores.py`."""
 
-    def append(self, events: Sequence[Event]) -> None:
-        """Apply events in the given order; each is applied whole or not at all."""
+    def append(self, events: Sequence[Event], increments: Sequence[Sequence[Increment]]) -> None:
+        """Apply events in the given order, each with the counters it increments; each is applied whole or not at all.
+
+        A counter's `events` grows by 1, and its `positives` by 1 if the event is positive.
+        """
         ...
 
-    def user(self, user_id: Id) -> UserState:
-        """The state of one person; an unknown one has the empty state."""
+    def history(self, user_id: Id) -> tuple[Event, ...]:
+        """The last events of one person, oldest first, as many as the store retains; () for an unknown one."""
         ...
 
-    def items(self, item_ids: Sequence[Id]) -> ItemCounts:
-        """Counters of `item_ids`; an unknown item has zeros."""
+    def counts(self, keys: np.ndarray) -> Counts:
+        """The counters of `keys`, uint64 [K]; an unknown key has no buckets."""
         ...
 
-    def seed(self, users: dict[Id, UserState], items: dict[Id, tuple[int, int]]) -> bool:
+    def seed(self, histories: Mapping[Id, Sequence[Event]], counters: pl.DataFrame) -> bool:
         """Fill an empty store with a snapshot; a store that was filled before is left as it is.
 
         Args:
-            users: the state of each person.
-            items: (events, positives) of each item.
+            histories: the events of each person, oldest first.
+            counters: a frame of `COUNTER_SCHEMA`, in any order.
 
         Returns:
             Whether the snapshot was taken.
@@ -87,44 +98,43 @@ class MemoryStore:
 
     retain: int = 1000
     """Events kept in a history; the oldest go first."""
-    _users: dict[Id, UserState] = field(default_factory=dict)
-    _items: dict[Id, tuple[int, int]] = field(default_factory=dict)
+    _histories: dict[Id, tuple[Event, ...]] = field(default_factory=dict)
+    _counters: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
     _seeded: bool = False
 
-    def append(self, events: Sequence[Event]) -> None:
+    def append(self, events: Sequence[Event], increments: Sequence[Sequence[Increment]]) -> None:
         """Apply events in the given order."""
-        for event in events:
-            self._users[event.user_id] = advance(self.user(event.user_id), event, self.retain)
-            count, positives = self._items.get(event.item_id, (0, 0))
-            self._items[event.item_id] = (count + 1, positives + event.positive)
+        for event, counted in zip(events, increments, strict=True):
+            self._histories[event.user_id] = (*self.history(event.user_id), event)[-self.retain :]
+            for key, bucket, keep in counted:
+                buckets = self._counters.setdefault(key, {})
+                count, positives = buckets.get(bucket, (0, 0))
+                buckets[bucket] = (count + 1, positives + event.positive)
+                newest = max(buckets)
+                for old in [other for other in buckets if other <= newest - keep]:
+                    del buckets[old]
 
-    def user(self, user_id: Id) -> UserState:
-        """The state of one person."""
-        return self._users.get(user_id, UserState())
+    def history(self, user_id: Id) -> tuple[Event, ...]:
+        """The last events of one person."""
+        return self._histories.get(user_id, ())
 
-    def items(self, item_ids: Sequence[Id]) -> ItemCounts:
-        """Counters of `item_ids`."""
-        none = (0, 0)
-        counts = np.array([self._items.get(item_id, none) for item_id in item_ids], dtype=np.int64).reshape(-1, 2)
-        return ItemCounts(events=counts[:, 0], positives=counts[:, 1])
+    def counts(self, keys: np.ndarray) -> Counts:
+        """The counters of `keys`."""
+        found = [self._counters.get(key, {}) for key in keys.tolist()]
+        rows = [(bucket, *buckets[bucket]) for buckets in found for bucket in sorted(buckets)]
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        lengths = np.array([len(buckets) for buckets in found], dtype=np.int64)
+        return Counts(lengths, table[:, 0], table[:, 1], table[:, 2])
 
-    def seed(self, users: dict[Id, UserState], items: dict[Id, tuple[int, int]]) -> bool:
+    def seed(self, histories: Mapping[Id, Sequence[Event]], counters: pl.DataFrame) -> bool:
         """Fill an empty store; whether it was empty."""
-        if self._seeded or self._users:
+        if self._seeded or self._histories:
             return False
-        self._users = {user: replace(state, history=state.history[-self.retain :]) for user, state in users.items()}
-        self._items, self._seeded = dict(items), True
+        self._histories = {user: tuple(events[-self.retain :]) for user, events in histories.items()}
+        for key, bucket, events, positives in counters.select(COUNTER_SCHEMA.names()).iter_rows():
+            self._counters.setdefault(key, {})[bucket] = (events, positives)
+        self._seeded = True
         return True
 
     def close(self) -> None:
         """Nothing to release."""
-
-
-def advance(state: UserState, event: Event, retain: int) -> UserState:
-    """The state after `event`, its history cut to the last `retain` events."""
-    return UserState(
-        history=(*state.history, event)[-retain:],
-        events=state.events + 1,
-        positives=state.positives + event.positive,
-        last_timestamp=event.timestamp,
-    )

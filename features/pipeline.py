@@ -1,15 +1,23 @@
-"""Events → examples: validate, split, look back in time, encode, write.
+"""Events → examples: validate, fold in time, split, fit, write.
 
-For each split `<out>/<split>/` holds
+`<out>/` holds what is true of the log however it is split, part by part (features.fold):
+    log/00000.parquet, …               the canonical events, with codes of people and items
+    frames/00000.parquet, …            the request frame: what was known just before each row, and its label
+    quarantine/00000.parquet, …        refused rows with their reasons
+    items.parquet, users.parquet       the canonical tables: row i is code i
+    state/                             what the next part needs to know
+and for each split `<out>/<split>/`
+    part.npy                           the part (0, 1, 2) of each row of the log
+    items.parquet, users.parquet       the vocabularies: row i is index i
+    item_index.npy, user_index.npy     the index of each code
     sequences/{train,valid,test}.parquet   histories for the retriever
-    ranking/{train,valid,test}.parquet     encoded examples for the ranker
-    items.parquet, users.parquet           the vocabularies: row i is index i
-    interactions.parquet                   the log with indices and the column `part` (0, 1, 2)
-    snapshot/{users,items}.parquet         what the online side knows when the test part begins
-    item_features.arrow, …                 the fitted encoder
-and `<out>/` holds the canonical tables, the quarantine, and the manifest whose counts add up.
+    snapshot/                          what the online side knows when the test part begins
+    schema.json, transforms.json, item_features.arrow, user_features.arrow   the fitted encoder
+`features.examples` reads them. The manifest's counts add up.
 """
 
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,36 +25,23 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from features.encoder import Encoder
+from features import distributed
+from features._arrow import Writer
+from features.counters import BUILT_IN, Counter, CounterTable
+from features.encoder import Encoder, resolve
 from features.errors import InputError
-from features.events import OPTIONAL, REQUIRED, RawLog, ValidLog, validate
-from features.manifest import finished_directory
+from features.events import RawLog, nothing_valid
+from features.examples import BLOCKS, ITEMS, PART, USERS, Frames, Vocabulary, with_unknown
+from features.fold import Plan, Rows, State, context_columns, happenings
+from features.folding import PLACES, Folder
+from features.labels import Label, Rules
+from features.manifest import fingerprint, finished_directory, write_json
 from features.schema import FeatureSpec
 from features.settings import Settings
-from features.temporal import PARTS, Timeline, by_time, leave_one_out, ragged
+from features.splits import Log, by_time, leave_one_out, next_items, windows
 
 Split = Literal["leave_one_out", "time"]
-
-
-class Label(Settings):
-    """What the ranker predicts."""
-
-    name: str = "like"
-    """Name of the task."""
-    actions: tuple[str, ...] = ()
-    """Positive if the action is one of these."""
-    at_least: float | None = None
-    """Positive if the value is at least this."""
-    negatives: int = Field(default=0, ge=0)
-    """Items sampled uniformly as negatives beside each interaction; for logs that hold positives only."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "Label":
-        if sum((bool(self.actions), self.at_least is not None, self.negatives > 0)) != 1:
-            raise ValueError(
-                "set exactly one of actions, at_least (logs with feedback), negatives (logs of positives only)"
-            )
-        return self
+Engine = Literal["local", "ray"]
 
 
 class Config(Settings):
@@ -66,6 +61,10 @@ class Config(Settings):
     """Interactions in the ranker's `request.history`."""
     retain: int = Field(default=1000, gt=0)
     """Interactions that a person's online history holds; what is older is no longer known to have been seen."""
+    counters: tuple[Counter, ...] = ()
+    """What is counted beside the events and positives of every user and item: [[prepare.counters]]."""
+    unknown_ids: Literal["keep", "quarantine"] = "keep"
+    """What to do with events of items or users that their table, where there is one, does not describe."""
     label: Label = Label(at_least=4.0)
     """What the ranker predicts."""
     seed: int = 0
@@ -80,265 +79,260 @@ class Config(Settings):
                 f"retain = {self.retain} is less than max_history = {self.max_history} or ranker_history = "
                 f"{self.ranker_history}: the online side would see less than the models were trained on; raise retain"
             )
+        names = [counter.name for counter in (*BUILT_IN, *self.counters)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"counters: the name {twice[0]!r} is used twice (user and item are built in); rename one")
         return self
 
+    @property
+    def rules(self) -> Rules:
+        """What counts as an interaction and as a positive."""
+        return Rules(self.label, self.history_actions)
 
-def prepare(log: RawLog, config: Config, specs: tuple[FeatureSpec, ...], out: Path, manifest: dict[str, Any]) -> None:
+
+def prepare(
+    log: RawLog,
+    config: Config,
+    specs: tuple[FeatureSpec, ...],
+    out: Path,
+    manifest: dict[str, Any],
+    *,
+    inputs: dict[str, str] | None = None,
+    engine: Engine = "local",
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
     """Write the examples of every split to `out`, whole or not at all; adds counts to `manifest`.
+
+    Where `out` holds a finished beginning of the same log, made with the same settings, only the parts that follow are
+    read, as long as the item and user tables still say the same of whom that beginning names. The result is that of
+    preparing the whole log at once.
+
+    Args:
+        log: what to prepare.
+        config: how.
+        specs: the declared features.
+        out: a directory; what was there before is replaced.
+        manifest: what the caller wants to be said beside the counts; its `settings` tell whether `out` can be extended.
+        inputs: path → fingerprint of the files that the log is read from.
+        engine: `local`: one part after the other in this process; `ray`: side by side, by Ray Data.
+        report: told what is being done, a line each.
 
     Raises:
         InputError: the log does not suit the config, the features or a split; says which column or field and why.
     """
-    _check_names(log)
-    if not log.has_clock and "time" in config.splits:
-        raise InputError(f"{log.source} has no times, only positions; set prepare.splits = ['leave_one_out']")
-    valid = validate(log)
-    events = _mark(valid.events, config).with_columns(
-        _position_in("user_id", valid.users).alias("user_code"), _position_in("item_id", valid.items).alias("item_code")
-    )
+    if not log.has_clock:
+        if "time" in config.splits:
+            raise InputError(f"{log.source} has no times, only positions; set prepare.splits = ['leave_one_out']")
+        timed = [counter.name for counter in config.counters if not counter.timeless]
+        if timed:
+            raise InputError(f"{log.source} has no times; counter {timed[0]} can have no window and no half_life")
+    _check_tables(log)
+    sources = (source for spec in specs for source in (spec.source, spec.weights or "", *_parameters(spec)))
+    plan = Plan.of(config.counters, sources, config.ranker_history, config.label.negatives, config.seed)
+    folder = Folder(log, plan, config.rules, specs, only_described=config.unknown_ids == "quarantine")
+    inputs = inputs or {}
     with finished_directory(out, manifest) as directory:
-        events.write_parquet(directory / "events.parquet")
-        valid.items.write_parquet(directory / "items.parquet")
-        valid.users.write_parquet(directory / "users.parquet")
-        valid.quarantine.write_parquet(directory / "quarantine.parquet")
+        for name in PLACES:
+            (directory / name).mkdir()
+        done = folder.resume(out, directory, manifest, inputs) if engine == "local" else []
+        if done:
+            report(f"  {len(done)} parts of the log are prepared already")
+        if engine == "ray":
+            state, parts = distributed.fold(folder, directory, report)
+        else:
+            state, parts = folder.fold(directory, done, report)
+        for entry in parts[len(done) :]:
+            entry["inputs"] = [inputs.get(str(path), "") for path in entry.pop("paths")]
+        if not any(entry["valid"] for entry in parts):
+            refused = [pl.read_parquet(path) for path in sorted((directory / "quarantine").iterdir())]
+            raise nothing_valid(log, sum(entry["read"] for entry in parts), refused)
+        config.rules.require_matches(parts)
+        state.save(directory / "state")
+        tables = {"items": state.items.described(), "users": state.users.described()}
+        for name, table in tables.items():
+            table.write_parquet(directory / f"{name}.parquet")
+        manifest["parts"] = parts
+        manifest["let_through"] = folder.let_through
         manifest["rows"] = {
-            "read": log.events.height,
-            "valid": events.height,
-            "quarantined": valid.quarantine.height,
-            "reasons": dict(valid.quarantine.group_by("reason").len().sort("reason").iter_rows()),
-            "interactions": int(events["interaction"].sum()),
-            "users": valid.users.height,
-            "items": valid.items.height,
+            **{name: sum(entry[name] for entry in parts) for name in ("read", "valid", "quarantined", "interactions")},
+            "reasons": _added(entry["reasons"] for entry in parts),
+            "users": len(state.users),
+            "items": tables["items"].height,
+            "unknown_users": int((~state.users.is_described()).sum()) if log.users is not None else 0,
+            "unknown_items": int((~state.items.is_described()).sum()) if log.items is not None else 0,
         }
-        manifest["splits"] = {}
+        splits: dict[str, dict[str, Any]] = {}
         for split in config.splits:
+            report(f"  split {split}")
             (directory / split).mkdir()
-            manifest["splits"][split] = _write_split(split, valid, events, config, specs, directory / split)
+            splits[split] = _write_split(split, state, tables, parts, config, specs, directory)
+        manifest["splits"] = splits
+        manifest["content"] = fingerprint(
+            [entry["frame"] for entry in parts], [facts["schema"] for facts in splits.values()]
+        )
 
 
-_DERIVED = {
-    *("row", "interaction", "positive", "part", "user_code", "item_code", "user_index", "item_index", "label"),
-    *("user_events", "user_positives", "item_events", "item_positives", "user_last_timestamp", "history"),
-}
-"""Columns that the pipeline adds to events and requests."""
+def _parameters(spec: FeatureSpec) -> list[str]:
+    """Whatever in a feature's parameters might name a column."""
+    return [value for value in spec.params.values() if isinstance(value, str)]
 
 
-def _check_names(log: RawLog) -> None:
-    tables = (("log", log.events, _DERIVED), ("item table", log.items, {"index"}), ("user table", log.users, {"index"}))
-    for name, table, reserved in tables:
-        taken = sorted(reserved.intersection(table.columns)) if table is not None else []
-        if taken:
+def _check_tables(log: RawLog) -> None:
+    for name, table in (("item", log.items), ("user", log.users)):
+        if table is not None and "index" in table.columns:
             raise InputError(
-                f"{log.source}: the {name} has a column '{taken[0]}', a name that the pipeline gives to a column of "
+                f"{log.source}: the {name} table has a column 'index', a name that the pipeline gives to a column of "
                 "its own; rename it"
             )
 
 
-def _mark(events: pl.DataFrame, config: Config) -> pl.DataFrame:
-    """Add the bool columns `interaction` and `positive`."""
-    label = config.label
-    for field, is_set, column in (
-        ("history_actions", bool(config.history_actions), "action"),
-        ("label.actions", bool(label.actions), "action"),
-        ("label.at_least", label.at_least is not None, "value"),
-    ):
-        if is_set and column not in events.columns:
-            raise InputError(
-                f"prepare.{field} needs the column '{column}', which the log does not have; map it or change {field}"
-            )
-    interaction = pl.col("action").is_in(config.history_actions) if config.history_actions else pl.lit(True)
-    if label.actions:
-        positive = pl.col("action").is_in(label.actions)
-    elif label.at_least is not None:
-        positive = pl.col("value") >= label.at_least
-    else:
-        positive = pl.lit(True)
-    marked = events.with_columns(interaction=interaction.fill_null(False), positive=positive.fill_null(False))
-    if not marked["interaction"].any():
-        raise InputError(
-            f"prepare.history_actions = {list(config.history_actions)} matches no row; use actions of the log"
-        )
-    if not marked["positive"].any():
-        rule = f"actions = {list(label.actions)}" if label.actions else f"at_least = {label.at_least}"
-        raise InputError(f"prepare.label.{rule} matches no row, so that nothing is positive; use values of the log")
-    return marked
+def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for one in counts:
+        for name, count in one.items():
+            total[name] = total.get(name, 0) + count
+    return dict(sorted(total.items()))
 
 
 def _write_split(
-    split: Split, log: ValidLog, events: pl.DataFrame, config: Config, specs: tuple[FeatureSpec, ...], out: Path
+    split: Split,
+    state: State,
+    tables: dict[str, pl.DataFrame],
+    parts: list[dict[str, Any]],
+    config: Config,
+    specs: tuple[FeatureSpec, ...],
+    directory: Path,
 ) -> dict[str, Any]:
-    part = leave_one_out(events) if split == "leave_one_out" else by_time(events, config.valid_share, config.test_share)
-    events = events.with_columns(part.alias("part"))
-    train = events.filter(pl.col("part") == 0)
-    if not {0, 2}.issubset(events.filter("interaction")["part"]):
+    out = directory / split
+    log = Log(sorted((directory / "log").iterdir()), sum(entry["valid"] for entry in parts))
+    part = leave_one_out(log) if split == "leave_one_out" else by_time(log, config.valid_share, config.test_share)
+    np.save(out / PART, part)
+    # People are known from the training part. The catalogue is what the source describes and what happened in time:
+    # a split by time must not know an item before its first event, where only events tell of it.
+    last = 3 if split == "leave_one_out" else 2
+    seen_user = np.zeros(tables["users"].height, dtype=bool)
+    seen_item = np.zeros(tables["items"].height, dtype=bool)
+    item_counts = np.zeros((2, tables["items"].height), dtype=np.int64)
+    events, interactions = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
+    for table in log.tables("row", "user_code", "item_code", "interaction", "positive"):
+        of = part[table["row"].to_numpy()]
+        user, item = table["user_code"].to_numpy(), table["item_code"].to_numpy()
+        interaction, positive = table["interaction"].to_numpy(), table["positive"].to_numpy()
+        seen_user[user[of == 0]] = True
+        seen_item[item[of < last]] = True
+        known = interaction & (of < 2)
+        item_counts[0] += np.bincount(item[known], minlength=len(seen_item))
+        item_counts[1] += np.bincount(item[known & positive], minlength=len(seen_item))
+        events += np.bincount(of, minlength=3)
+        interactions += np.bincount(of[interaction], minlength=3)
+    if not interactions[0] or not interactions[2]:
         raise InputError(
             f"split {split}: no interactions in the training or the test part; use a longer log or another split"
         )
-    # People are known from the training part. The catalogue is what the source describes and what happened in time:
-    # a split by time must not know an item before its first event, where only events tell of it.
-    users = _vocabulary(log.users, train["user_id"])
-    items = _vocabulary(
-        log.items, (events if split == "leave_one_out" else events.filter(pl.col("part") < 2))["item_id"]
-    )
+    seen_item |= _is_described(tables["items"])
+    vocabulary = Vocabulary(_numbered(seen_user), _numbered(seen_item))
+    np.save(out / USERS, vocabulary.user)
+    np.save(out / ITEMS, vocabulary.item)
+    users, items = with_unknown(tables["users"].filter(seen_user)), with_unknown(tables["items"].filter(seen_item))
     users.write_parquet(out / "users.parquet")
     items.write_parquet(out / "items.parquet")
-    events = events.with_columns(
-        _index_of("user_id", users).alias("user_index"), _index_of("item_id", items).alias("item_index")
-    )
-    code_of_index = items.select(_position_in("item_id", log.items).fill_null(-1))["item_id"].to_numpy()
+
+    frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary)
+    features = resolve(specs, items.schema, users.schema, frames.schema)
+    columns = sorted({name for feature in features for name in feature.requested})
+    requests = frames.sample(columns)
+    encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted)
+    encoder.save(out)
+    write_json(out / "actions.json", {"actions": state.actions})
+    blocks, positives = frames.blocks()
+    np.save(out / BLOCKS, blocks)
+
+    sequences = _write_sequences(log, part, vocabulary, config, out)
+    _snapshot(log, part, state, config, item_counts, out / "snapshot")
+    return {
+        "users": users.height - 1,
+        "items": items.height - 1,
+        "schema": encoder.schema.fingerprint,
+        **{
+            name: {
+                "events": int(events[number]),
+                "sequences": sequences[number],
+                "examples": int(blocks[:, 3 + number].sum()),
+                "positives": int(positives[number]),
+            }
+            for number, name in enumerate(NAMES)
+        },
+    }
+
+
+def _is_described(table: pl.DataFrame) -> np.ndarray:
+    """Whether anything but the id is known of each row."""
+    if table.width == 1:
+        return np.zeros(table.height, dtype=bool)
+    return table.select(pl.any_horizontal(pl.all().exclude(table.columns[0]).is_not_null())).to_series().to_numpy()
+
+
+def _numbered(seen: np.ndarray) -> np.ndarray:
+    return np.where(seen, np.cumsum(seen), 0).astype(np.int32)
+
+
+def _write_sequences(log: Log, part: np.ndarray, vocabulary: Vocabulary, config: Config, out: Path) -> list[int]:
+    """Histories of training, questions of validation and test; how many of each."""
     (out / "sequences").mkdir()
-    (out / "ranking").mkdir()
-    counts: dict[str, Any] = {"users": users.height - 1, "items": items.height - 1}
-    encoder: Encoder | None = None
-    for number, name in enumerate(PARTS):
-        seen = events.filter((pl.col("part") <= number) & pl.col("interaction"))
-        sequences = _windows(seen, config.max_history) if number == 0 else _next_items(seen, number, config.max_history)
-        sequences.write_parquet(out / "sequences" / f"{name}.parquet")
-        asked = events.filter(pl.col("part") == number)
-        requests = _requests(seen, asked, config, code_of_index)
-        if encoder is None:
-            # What a request cannot know cannot be the source of a feature.
-            askable = requests.drop("user_code", "label")
-            encoder = Encoder.fit(specs, config.label.name, items, users, askable)
-            encoder.save(out)
-        examples = pl.concat(
-            [requests.select("user_code", "user_index", "item_index", "timestamp", "label"), encoder.encode(requests)],
-            how="horizontal",
-        )
-        examples.write_parquet(out / "ranking" / f"{name}.parquet")
-        counts[name] = {
-            "events": asked.height,
-            "sequences": sequences.height,
-            "examples": examples.height,
-            "positives": int(examples["label"].sum()),
-        }
-    _snapshot(events.filter((pl.col("part") < 2) & pl.col("interaction")), config.retain, out / "snapshot")
-    events.filter("interaction").write_parquet(out / "interactions.parquet")
-    return counts
+    context = context_columns(list(pl.read_parquet_schema(log.paths[0])))
+    with ExitStack() as files:
+        writers = [files.enter_context(Writer(out / "sequences" / f"{name}.parquet")) for name in NAMES]
+        for shard in log.shards("user_id", "item_id", "item_code", "timestamp", *context):
+            seen = shard.with_columns(pl.Series("part", part[shard["row"].to_numpy()]))
+            seen = vocabulary.indexed(seen).drop("item_code")
+            writers[0].write(
+                windows(seen.filter((pl.col("part") == 0) & (pl.col("user_index") > 0)), config.max_history)
+            )
+            for number in (1, 2):
+                writers[number].write(next_items(seen.filter(pl.col("part") <= number), number, config.max_history))
+    return [writer.rows for writer in writers]
 
 
-def _vocabulary(table: pl.DataFrame, seen: pl.Series) -> pl.DataFrame:
-    """The people seen, or the items seen or described, with `index` 1, 2, …, after a row 0 for all others."""
-    key = seen.name
-    keep = table[key].is_in(seen.unique().implode())
-    if key == "item_id" and table.width > 1:
-        keep = keep | table.drop(key).select(pl.any_horizontal(pl.all().is_not_null())).to_series()
-    return (
-        pl.concat([table.clear(1), table.filter(keep)])
-        .with_row_index("index")
-        .with_columns(pl.col("index").cast(pl.Int32))
-    )
+def _snapshot(log: Log, part: np.ndarray, state: State, config: Config, item_counts: np.ndarray, out: Path) -> None:
+    """What the online side knows when the test part begins, as `features.online` keeps it.
 
-
-def _position_in(key: str, table: pl.DataFrame) -> pl.Expr:
-    """A number for every id of the log, in the vocabulary or not, so that strangers are not mistaken for each other."""
-    return pl.col(key).replace_strict(table[key], np.arange(table.height), default=None, return_dtype=pl.Int64)
-
-
-def _index_of(key: str, vocabulary: pl.DataFrame) -> pl.Expr:
-    known = vocabulary.slice(1)
-    return pl.col(key).replace_strict(known[key], known["index"], default=0, return_dtype=pl.Int32)
-
-
-def _windows(seen: pl.DataFrame, length: int) -> pl.DataFrame:
-    """Each user's interactions cut into windows of length + 1 that overlap by one: every step is predicted once."""
-    by_user = seen.sort("user_index", "row").filter(pl.col("user_index") > 0)
-    user, count = np.unique(by_user["user_index"].to_numpy(), return_counts=True)
-    first = np.concatenate([[0], np.cumsum(count)])
-    windows = -(-(count - 1) // length)
-    number = np.arange(int(windows.sum())) - np.repeat(np.cumsum(windows) - windows, windows)
-    start = np.repeat(first[:-1], windows) + number * length
-    end = np.minimum(start + length + 1, np.repeat(first[1:], windows))
-    return pl.DataFrame({"user_index": np.repeat(user, windows)}).with_columns(
-        ragged(by_user["item_index"].to_numpy(), start, end).alias("items"),
-        ragged(by_user["timestamp"].to_numpy(), start, end).alias("timestamps"),
-    )
-
-
-def _next_items(seen: pl.DataFrame, part: int, length: int) -> pl.DataFrame:
-    """The interactions in `part` of users with a history: its last `items`, and the item to find."""
-    asked = seen.filter(pl.col("part") == part)
-    timeline = Timeline.build(seen["user_code"].to_numpy(), seen)
-    user, row = asked["user_code"].to_numpy(), asked["row"].to_numpy()
-    return (
-        asked.select("user_id", "user_index", "item_id", "item_index", "timestamp", "row", *_context(asked))
-        .with_columns(timeline.history(user, row, length).alias("items"))
-        .filter(pl.col("items").list.len() > 0)
-    )
-
-
-def _requests(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_index: np.ndarray) -> pl.DataFrame:
-    """The request frame (see `features.encoder`) and `label` of the rows `asked`, each with its sampled negatives."""
-    if config.label.negatives:
-        asked = _with_negatives(seen, asked.filter("interaction"), config, code_of_index)
-    user, item, row = (asked[name].to_numpy() for name in ("user_code", "item_code", "row"))
-    by_user = Timeline.build(seen["user_code"].to_numpy(), seen)
-    by_item = Timeline.build(seen["item_code"].to_numpy(), seen)
-    user_events, user_positives = by_user.counts(user, row)
-    item_events, item_positives = by_item.counts(item, row)
-    return asked.select("user_code", "user_index", "item_index", "timestamp", *_context(asked)).with_columns(
-        pl.Series("user_events", user_events),
-        pl.Series("user_positives", user_positives),
-        pl.Series("item_events", item_events),
-        pl.Series("item_positives", item_positives),
-        by_user.last_time(user, row).alias("user_last_timestamp"),
-        by_user.history(user, row, config.ranker_history).alias("history"),
-        asked["positive"].cast(pl.Float32).alias("label"),
-    )
-
-
-def _context(events: pl.DataFrame) -> list[str]:
-    """The log's own columns that a request knows: neither the key nor the outcome of an event."""
-    return [name for name in events.columns if name not in {*REQUIRED, *OPTIONAL, *_DERIVED}]
-
-
-def _with_negatives(seen: pl.DataFrame, asked: pl.DataFrame, config: Config, code_of_index: np.ndarray) -> pl.DataFrame:
-    """Each interaction followed by items drawn uniformly from those its user has not met by the end of this part.
-
-    Who has met the whole catalogue gets no negatives.
+    users.parquet: the last interactions of each person. counters.parquet: the counters by key and bucket.
+    items.parquet: interactions of each item. described_{users,items}.parquet: what counters count by.
     """
-    if asked.is_empty():
-        return asked
-    count = config.label.negatives
-    rng = np.random.default_rng((config.seed, int(asked["part"][0])))
-    repeated = asked[np.repeat(np.arange(asked.height), count + 1)]
-    drawn = np.arange(repeated.height) % (count + 1) > 0
-    item = _draw_unmet(rng, seen, repeated["user_code"].to_numpy()[drawn], len(code_of_index) - 1)
-    index, code = repeated["item_index"].to_numpy().copy(), repeated["item_code"].to_numpy().copy()
-    index[drawn], code[drawn] = item, code_of_index[item]
-    return repeated.with_columns(
-        pl.Series("item_index", index), pl.Series("item_code", code), pl.Series("positive", ~drawn)
-    ).filter(~drawn | (index > 0))
-
-
-def _draw_unmet(rng: np.random.Generator, seen: pl.DataFrame, user_Q: np.ndarray, items: int) -> np.ndarray:
-    """An item index 1 … `items` for each user, uniform over those that are not `seen` with it; 0 where all are.
-
-    With a user's met items in ascending order, the one at place j has (index - 1 - j) unmet items below it. The unmet
-    item of rank r therefore stands after all met ones with at most r below them: one draw, one binary search.
-    """
-    met = (
-        seen.filter(pl.col("item_index") > 0).select("user_code", "item_index").unique().sort("user_code", "item_index")
-    )
-    user_N, item_N = met["user_code"].to_numpy(), met["item_index"].to_numpy()
-    below_N = item_N - 1 - (np.arange(met.height) - np.searchsorted(user_N, user_N))
-    start_Q, end_Q = np.searchsorted(user_N, user_Q), np.searchsorted(user_N, user_Q, side="right")
-    unmet_Q = items - (end_Q - start_Q)
-    rank_Q = rng.integers(0, np.maximum(unmet_Q, 1))
-    skipped_Q = np.searchsorted((user_N << 32) + below_N, (user_Q << 32) + rank_Q, side="right") - start_Q
-    return np.where(unmet_Q > 0, 1 + rank_Q + skipped_Q, 0).astype(np.int32)
-
-
-def _snapshot(events: pl.DataFrame, retain: int, out: Path) -> None:
-    """The state of every person and item after `events`, as `features.online` keeps it."""
     out.mkdir()
-    fields = [name for name in ("item_id", "timestamp", "action", "value", "positive") if name in events.columns]
-    events.group_by("user_id", maintain_order=True).agg(
-        *(pl.col(name).tail(retain) for name in fields),
-        pl.len().alias("events"),
-        pl.col("positive").sum().alias("positives"),
-        pl.col("timestamp").last().alias("last_timestamp"),
-    ).write_parquet(out / "users.parquet")
-    events.group_by("item_id", maintain_order=True).agg(
-        pl.len().alias("events"), pl.col("positive").sum().alias("positives")
-    ).write_parquet(out / "items.parquet")
+    fields = [
+        name for name in ("item_id", "timestamp", "action", "value") if name in pl.read_parquet_schema(log.paths[0])
+    ]
+    with Writer(out / "users.parquet") as writer:
+        for shard in log.shards("user_id", "positive", *fields):
+            known = shard.filter(pl.Series(part[shard["row"].to_numpy()] < 2))
+            writer.write(
+                known.group_by("user_id", maintain_order=True).agg(
+                    pl.col(name).tail(config.retain) for name in (*fields, "positive")
+                )
+            )
+    tables = [CounterTable(counter) for counter in state.plan.counters]
+    for events in log.tables("row", "user_code", "item_code", "timestamp", "interaction", "positive"):
+        known = events.filter(pl.col("interaction") & pl.Series(part[events["row"].to_numpy()] < 2))
+        if not known.height:
+            continue
+        rows = Rows.of(known, np.full(known.height, -1, dtype=np.int16))
+        newest = int(rows.timestamp[-1])
+        for table, delta in zip(tables, happenings(state.plan, rows, state.users, state.items), strict=True):
+            table.add(delta, int(table.counter.bucket(np.array(newest))))
+    pl.concat([table.frame() for table in tables]).write_parquet(out / "counters.parquet")
+    pl.DataFrame(
+        {
+            "item_id": state.items.ids,
+            "events": item_counts[0, : len(state.items)],
+            "positives": item_counts[1, : len(state.items)],
+        }
+    ).filter(pl.col("events") > 0).write_parquet(out / "items.parquet")
+    for entities in (state.users, state.items):
+        columns = sorted(state.plan.counted(entities.name))
+        entities.table.select(entities.key, *columns).write_parquet(out / f"described_{entities.name}s.parquet")
+
+
+NAMES = ("train", "valid", "test")
+"""The parts of a split in order; a part sees itself and the parts before it."""

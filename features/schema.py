@@ -18,14 +18,13 @@ from features.errors import InputError
 from features.manifest import fingerprint
 from features.settings import Settings
 
-Kind = Literal["sparse", "bag", "dense"]
+Kind = Literal["sparse", "bag", "dense", "vector"]
 
-RESERVED = ("user_code", "user_index", "item_index", "timestamp", "label")
-"""Columns of an example beside its features."""
-
-
-KEY_COLUMNS = ("index", "user_index", "item_index", "timestamp", "label")
+RESERVED = ("index", "row", "user_code", "item_code", "user_index", "item_index", "timestamp", "label")
 """Columns that stand beside the features in examples and feature tables."""
+
+WEIGHTS = "__weights"
+"""What the column of a bag's weights is called, after the feature's name."""
 
 
 class FeatureSpec(Settings):
@@ -34,9 +33,10 @@ class FeatureSpec(Settings):
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """Its name in examples, tables and reports."""
     kind: Kind
-    """`sparse`: one id; `bag`: any number of ids, pooled; `dense`: one number."""
-    source: str = Field(pattern=r"^(user|item|request)\.[a-z][a-z0-9_]*$")
-    """`user.…` and `item.…`: a column of that table; `request.…`: a column of the example as of its time."""
+    """`sparse`: one id; `bag`: any number of ids, pooled; `dense`: one number; `vector`: a fixed number of them."""
+    source: str = Field(pattern=r"^(user|item|request|history|feature)\.[a-z][a-z0-9_]*$")
+    """`user.…` and `item.…`: a column of that table; `request.…`: a column of the example as of its time; `history.…`:
+    a column of the item table for each item of the history; `feature.…`: another sparse feature, encoded."""
     transform: str
     """The file in `features/transforms` that computes it."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -45,20 +45,27 @@ class FeatureSpec(Settings):
     """Embedding table of a sparse or bag feature; features may share one. Default: the feature's name."""
     dim: int = Field(default=16, gt=0)
     """Columns of the embedding table."""
+    weights: str | None = Field(default=None, pattern=r"^(user|item|request)\.[a-z][a-z0-9_]*$")
+    """Of a bag: a list of numbers of the same length, by which its ids are weighted. Default: all weigh the same."""
     rows: int | None = Field(default=None, gt=0)
     """Rows of the embedding table; known after fitting."""
+    width: int | None = Field(default=None, gt=0)
+    """Numbers of a vector; known after fitting."""
 
     @model_validator(mode="after")
     def _check(self) -> "FeatureSpec":
         if self.name in RESERVED:
             raise ValueError(f"name {self.name!r} is a column that every example has; choose another")
-        if self.name in KEY_COLUMNS:
-            raise ValueError(f"name {self.name!r} is a column that every example has; choose another name")
         if self.transform not in registry.known("features.transforms"):
             names = ", ".join(registry.known("features.transforms"))
             raise ValueError(f"transform {self.transform!r} is not known; use one of: {names}")
-        if self.kind == "dense" and self.table is not None:
-            raise ValueError("a dense feature has no table; remove table or change kind")
+        if self.kind in ("dense", "vector") and self.table is not None:
+            raise ValueError(f"a {self.kind} feature has no table; remove table or change kind")
+        if self.weights is not None:
+            if self.kind != "bag":
+                raise ValueError(f"weights are for bags, not for {self.kind} features; remove weights or change kind")
+            if self.weights.split(".")[0] != self.source.split(".")[0]:
+                raise ValueError(f"weights = {self.weights!r} are not beside {self.source}; take both from one table")
         return self
 
     @property
@@ -99,12 +106,22 @@ class Schema(Settings):
     @property
     def embedded(self) -> tuple[FeatureSpec, ...]:
         """Sparse and bag features, in order: the keys of the batch's KeyedJaggedTensor."""
-        return tuple(feature for feature in self.features if feature.kind != "dense")
+        return tuple(feature for feature in self.features if feature.kind in ("sparse", "bag"))
 
     @property
     def dense(self) -> tuple[FeatureSpec, ...]:
-        """Dense features, in order: the columns of the batch's dense tensor."""
-        return tuple(feature for feature in self.features if feature.kind == "dense")
+        """Dense and vector features, in order: the columns of the batch's dense tensor."""
+        return tuple(feature for feature in self.features if feature.kind in ("dense", "vector"))
+
+    @property
+    def dense_width(self) -> int:
+        """Columns of the batch's dense tensor."""
+        return sum(feature.width or 1 for feature in self.dense)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether some bag's ids have weights."""
+        return any(feature.weights is not None for feature in self.features)
 
     @property
     def fingerprint(self) -> str:
@@ -133,3 +150,26 @@ class Schema(Settings):
         raise InputError(
             f"{mine} and {theirs} have different schemas: {what} is {a} against {b}; run `recsys export` again"
         )
+
+
+Declaration = dict[str, Any] | list[dict[str, Any]]
+"""A section of a config as JSON: its fields, or the fields of each of its named entries."""
+
+
+def difference(section: str, mine: Declaration, theirs: Declaration) -> str:
+    """Where two declarations of [prepare] or [[features]] that are not equal differ first, in words."""
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        field = next(name for name in {**mine, **theirs} if mine.get(name, ...) != theirs.get(name, ...))
+        here, there = (repr(fields[field]) if field in fields else "unknown" for fields in (mine, theirs))
+        return f"{section}, {field} is {here} against {there}"
+    assert isinstance(mine, list)
+    assert isinstance(theirs, list)
+    of_mine, of_theirs = ({entry["name"]: entry for entry in entries} for entries in (mine, theirs))
+    for name in dict.fromkeys([*of_mine, *of_theirs]):
+        if name not in of_theirs:
+            return f"{section} {name} is new"
+        if name not in of_mine:
+            return f"{section} {name} is gone"
+        if of_mine[name] != of_theirs[name]:
+            return difference(f"{section} {name}", of_mine[name], of_theirs[name])
+    return f"the order of {section} is another"

@@ -4,6 +4,7 @@ manifest.json                   what it was made from, the fingerprint of its sc
 config.json                     the sections of models and recommendation
 schema.json, transforms.json, item_features.arrow, user_features.arrow   the encoder
 items.parquet, users.parquet    the vocabularies, with titles
+actions.json                    the action of each code
 snapshot/                       histories and counters when the test part begins
 retriever.pt, ranker.pt         weights, whole tables
 """
@@ -21,13 +22,12 @@ from torch import nn
 from features import manifest
 from features.encoder import Encoder, load_schema
 from features.errors import InputError
-from features.online import Event, Id, UserState
 from recsys import checkpoint
 from recsys.train import ModelConfig, RankerConfig, RetrieverConfig, build_task
 
 CONTENTS = (
     *("schema.json", "transforms.json", "item_features.arrow", "user_features.arrow"),
-    *("items.parquet", "users.parquet", "snapshot"),
+    *("items.parquet", "users.parquet", "actions.json", "snapshot"),
 )
 """What is taken from the examples as it is."""
 
@@ -110,25 +110,6 @@ def _model(section: ModelConfig, encoder: Encoder, weights: Path) -> nn.Module:
     model = build_task(section, encoder.schema, torch.device("meta")).model
     model.load_state_dict(torch.load(weights, mmap=True, weights_only=True), assign=True)
     return model.eval()
-
-
-def snapshot(directory: Path) -> tuple[dict[Id, UserState], dict[Id, tuple[int, int]]]:
-    """The bundle's snapshot in the form that `StateStore.seed` takes."""
-    people = pl.read_parquet(directory / "snapshot" / "users.parquet")
-    if "action" in people.columns:
-        people = people.with_columns(pl.col("action").list.eval(pl.element().fill_null("")))
-    columns = {
-        name: people[name] for name in ("item_id", "timestamp", "action", "value", "positive") if name in people.columns
-    }
-    users: dict[Id, UserState] = {}
-    for place, (user, events, positives, last) in enumerate(
-        people.select("user_id", "events", "positives", "last_timestamp").iter_rows()
-    ):
-        rows = zip(*(column[place] for column in columns.values()), strict=True)
-        history = tuple(Event(user_id=user, **dict(zip(columns, row, strict=True))) for row in rows)
-        users[user] = UserState(history=history, events=events, positives=positives, last_timestamp=last)
-    items = pl.read_parquet(directory / "snapshot" / "items.parquet")
-    return users, {item: (events, positives) for item, events, positives in items.iter_rows()}
 
 
 def item_counts(bundle: Bundle) -> np.ndarray:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from features import manifest
 from features.errors import InputError
+from recsys.data import Position
 
 STATE = "state"
 """The folder of the checkpoint that holds torch's own files."""
+
+POSITION = "position.json"
+"""The file beside it that says where training was to go on: a `Position`."""
 
 
 def unfinished(directory: Path) -> Path:
@@ -38,14 +43,18 @@ def cleared_on_error(directory: Path) -> Iterator[None]:
         raise
 
 
-def save_state(directory: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
-    """Replace the state of the unfinished checkpoint; every rank calls it."""
+def save_state(
+    directory: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer, position: Position
+) -> None:
+    """Replace the state of the unfinished checkpoint, which is that before `position`; every rank calls it."""
     aside = unfinished(directory) / STATE
     if dist.get_rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier()
     save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint_id=aside)
+    if dist.get_rank() == 0:
+        manifest.write_json(unfinished(directory) / POSITION, asdict(position))
 
 
 def finish(directory: Path, facts: dict[str, Any]) -> None:

@@ -44,10 +44,20 @@ def main(arguments: list[str] | None = None) -> None:
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
         verb.add_argument("--json", action="store_true", help="print results as one JSON object")
+        if name in ("run", "prepare"):
+            verb.add_argument(
+                "--engine",
+                choices=("local", "ray"),
+                default="local",
+                help="what prepares the parts of the log: this process, or Ray Data; the examples are the same",
+            )
+            verb.add_argument(
+                "--rebuild", action="store_true", help="replace examples that were made with another schema"
+            )
     known, overrides = parser.parse_known_args(arguments)
     quiet()
     try:
-        _do(known.verb, known.config, overrides, as_json=known.json)
+        _do(known, overrides)
     except InputError as error:
         print(f"recsys: {error}", file=sys.stderr)
         sys.exit(2)
@@ -55,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
+def _do(known: argparse.Namespace, overrides: list[str]) -> None:
+    verb, path, as_json = known.verb, known.config, known.json
     if verb == "run" and _nothing_to_do(path, overrides, as_json=as_json):
         return
     # torch and torchrec take seconds to import, which a run that is up to date need not wait for.
@@ -71,14 +82,16 @@ def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
 
     run = Run(config, path)
     run.write_config()
+    if verb in ("run", "prepare"):
+        run.prepare(known.engine, rebuild=known.rebuild)
     if verb == "run":
         _run(run, overrides, as_json=as_json)
         return
     if verb == "probe":
         _probe(run)
-    else:
+    elif verb != "prepare":
         stages: dict[str, Callable[[], None]] = {
-            name: getattr(run, name) for name in ("prepare", "train", "export", "evaluate", "replay")
+            name: getattr(run, name) for name in ("train", "export", "evaluate", "replay")
         }
         stages[verb]()
     if as_json:
@@ -88,7 +101,6 @@ def _do(verb: str, path: Path, overrides: list[str], *, as_json: bool) -> None:
 def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
     from recsys import report, summary
 
-    run.prepare()
     run.train()
     run.export()
     run.evaluate()

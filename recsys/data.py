@@ -1,27 +1,53 @@
-"""Readers: example Parquet → this rank's part of each global batch.
+"""Readers: what `prepare` wrote → this rank's part of each global batch.
 
 The order is drawn from (seed, epoch) and the global batches do not depend on the number of ranks: each rank takes a
-contiguous part of every one. All rows are used; batches differ in size by at most one row.
+contiguous part of every one. All rows are used; batches differ in size by at most one row. Nothing that a reader yields
+depends on its workers, and an epoch begun at a later batch is the rest of the whole one.
 """
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 
-from embeddings.batch import Batch, Share, jagged, ranking_batch, sequence_batch
+from embeddings.batch import Batch, Columns, Share, jagged, sequence_batch
 from features.errors import InputError
 from features.schema import Schema
-from features.temporal import gather_slices
+from features.slices import gather_slices
 
 POOL_BATCHES = 50
 """Histories are sorted by length among so many batches at a time: little padding, and still a random order."""
 
+POOL_ROWS = 1_000_000
+"""Examples are shuffled among at most so many at a time: what is held is bounded, whatever the length of the log."""
 
-_ORDER, _NEGATIVES = 1, 2
+AHEAD = 4
+"""Batches that are made before they are asked for, at most."""
+
+_ORDER, _NEGATIVES, _BLOCKS = 1, 2, 3
 """Tell the random streams of one seed apart."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training is to go on: plain numbers, which a checkpoint keeps as JSON."""
+
+    epoch: int
+    """The epoch, from 0."""
+    batch: int
+    """The next global batch of that epoch, from 0."""
+
+    def after(self, batches: int) -> "Position":
+        """One global batch later; `batches`: those of an epoch."""
+        return Position(self.epoch, self.batch + 1) if self.batch + 1 < batches else Position(self.epoch + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -48,46 +74,109 @@ class Place:
         return np.concatenate([mine, mine[:missing]]), np.repeat([1.0, 0.0], [len(mine), missing])
 
 
-def batches(rows: np.ndarray, batch_size: int, world: int) -> list[np.ndarray]:
-    """Cut rows into nearly equal global batches of at most `batch_size`, none with fewer rows than ranks.
+def cuts(rows: int, batch_size: int, world: int) -> np.ndarray:
+    """Where nearly equal global batches of at most `batch_size` rows begin, none with fewer rows than ranks.
+
+    Returns:
+        int64 [batches + 1]; the last is `rows`.
 
     Raises:
         InputError: there are fewer rows than ranks.
     """
-    if len(rows) < world:
-        raise InputError(f"{len(rows)} examples cannot feed {world} processes; lower launch.nproc or use a longer log")
-    return np.array_split(rows, min(-(-len(rows) // batch_size), len(rows) // world))
+    if rows < world:
+        raise InputError(f"{rows} examples cannot feed {world} processes; lower launch.nproc or use a longer log")
+    count = min(-(-rows // batch_size), rows // world)
+    size, longer = divmod(rows, count)
+    number = np.arange(count + 1)
+    return number * size + np.minimum(number, longer)
+
+
+def batches(rows: np.ndarray, batch_size: int, world: int) -> list[np.ndarray]:
+    """Rows cut into global batches: see `cuts`."""
+    return np.split(rows, cuts(len(rows), batch_size, world)[1:-1])
+
+
+def ahead(make: Callable[[Executor | None], Iterator[T]], workers: int) -> Iterator[T]:
+    """What `make(readers)` yields, in its order, made in a background thread up to AHEAD before it is asked for.
+
+    An error of a thread is raised here; closing this iterator ends all threads.
+
+    Args:
+        make: given threads to read with; None: there are none.
+        workers: how many of them; 0: everything is done in the calling thread.
+    """
+    if not workers:
+        yield from make(None)
+        return
+    readers, maker = ThreadPoolExecutor(workers), ThreadPoolExecutor(1)
+    items = make(readers)
+    end: Any = object()
+    try:
+        pending = deque(maker.submit(next, items, end) for _ in range(AHEAD))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(maker.submit(next, items, end))
+            yield item
+    finally:
+        # First the readers, whose cancelled work frees the maker that waits for it.
+        for threads in (readers, maker):
+            threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (readers, maker):
+            threads.shutdown()
 
 
 class SequenceReader:
     """Windows of histories for the retriever; the whole file is held as two flat arrays, 4 bytes an event."""
 
-    def __init__(self, path: Path, items: int, batch_size: int, seed: int, negatives: int | None, place: Place) -> None:
-        """`negatives`: how many items to sample for a batch; None scores every step against the whole catalogue."""
+    def __init__(
+        self,
+        path: Path,
+        items: int,
+        batch_size: int,
+        seed: int,
+        negatives: int | None,
+        place: Place,
+        workers: int = 1,
+    ) -> None:
+        """Read the file.
+
+        Args:
+            path: sequences of the training part.
+            items: in the vocabulary.
+            batch_size: windows of a global batch.
+            seed: of order and negatives.
+            negatives: how many items to sample for a batch; None scores every step against the whole catalogue.
+            place: which rank reads, of how many.
+            workers: 0: batches are made in the calling thread; otherwise by one in the background.
+        """
         values, lengths = jagged(pl.read_parquet(path, columns=["items"])["items"])
         self.values, self.lengths = values, lengths
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.items, self.batch_size, self.seed, self.negatives, self.place = items, batch_size, seed, negatives, place
+        self.workers = workers
         self.catalogue = np.arange(1, items + 1)
 
     def __len__(self) -> int:
         """Global batches in an epoch."""
-        return len(batches(self.lengths, self.batch_size, self.place.world))
+        return len(cuts(len(self.lengths), self.batch_size, self.place.world)) - 1
 
     @property
     def rows(self) -> int:
         """Windows in an epoch."""
         return len(self.lengths)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch: histories without their last item, targets without their first."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `start` on: histories without their last item, targets without their first."""
+        return ahead(lambda _: self._epoch(number, start), self.workers)
+
+    def _epoch(self, number: int, start: int) -> Iterator[Batch]:
         rng = np.random.default_rng((self.seed, _ORDER, number))
         order = rng.permutation(len(self.lengths))
         pools = np.array_split(order, -(-len(order) // (self.batch_size * POOL_BATCHES)))
         order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         cut = batches(order, self.batch_size, self.place.world)
-        for index, choice in enumerate(rng.permutation(len(cut))):
-            yield self._batch(cut[choice], number * len(cut) + index)
+        choices = rng.permutation(len(cut))
+        for index in range(start, len(cut)):
+            yield self._batch(cut[choices[index]], number * len(cut) + index)
 
     def _batch(self, rows: np.ndarray, step: int) -> Batch:
         part = self.place.part(rows)
@@ -133,34 +222,151 @@ class NextItemReader:
             yield sequence_batch(history, lengths, self.catalogue), history, lengths, mine["item_index"].to_numpy()
 
 
-class RankingReader:
-    """Encoded examples for the ranker; the whole file is held as Arrow columns."""
+class Blocks(Protocol):
+    """Encoded examples in blocks of a bounded size, as `features.examples.PartExamples`."""
 
-    def __init__(self, path: Path, schema: Schema, batch_size: int, seed: int, place: Place) -> None:
-        columns = [feature.name for feature in schema.features]
-        self.examples = pl.read_parquet(path, columns=["user_code", "label", *columns]).rechunk()
-        self.schema, self.batch_size, self.seed, self.place = schema, batch_size, seed, place
+    @property
+    def schema(self) -> Schema:
+        """What an example holds."""
+        ...
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Examples in each block; int64."""
+        ...
+
+    def read(self, number: int) -> pl.DataFrame:
+        """The features, `user_code` and `label` of one block, always the same; any thread may call it."""
+        ...
+
+
+class RankingReader:
+    """Encoded examples for the ranker.
+
+    An epoch draws the order of the blocks and takes them in pools of at most POOL_ROWS; each pool is shuffled, and the
+    batches are cut from pool after pool, some across the border of two. At most two pools are held: the one that is cut
+    and the next one's blocks, read meanwhile; or, while blocks are put together, these and the whole. Beside them are
+    a block in each worker's hands and AHEAD batches. A part that is one pool stays in memory from its first epoch on.
+    """
+
+    def __init__(self, examples: Blocks, batch_size: int, seed: int, place: Place, workers: int = 1) -> None:
+        """Read nothing yet.
+
+        Args:
+            examples: of one part.
+            batch_size: examples of a global batch.
+            seed: of the order.
+            place: which rank reads, of how many.
+            workers: threads that read and encode blocks; one more makes batches. 0: all is done in the calling thread.
+        """
+        self.examples, self.batch_size, self.seed, self.place, self.workers = examples, batch_size, seed, place, workers
+        self.schema = examples.schema
+        self._whole: Columns | None = None
 
     def __len__(self) -> int:
         """Global batches in an epoch."""
-        return len(batches(np.arange(self.rows), self.batch_size, self.place.world))
+        return len(self._cuts) - 1
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Examples in an epoch."""
-        return self.examples.height
+        return int(self.examples.rows.sum())
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of one epoch, shuffled, in equal parts for all ranks: see `Place.equal_part`."""
-        order = np.random.default_rng((self.seed, _ORDER, number)).permutation(self.rows)
-        cut = batches(order, self.batch_size, self.place.world)
-        for index, rows in enumerate(cut):
-            mine, weights = self.place.equal_part(rows)
-            share = Share(step=number * len(cut) + index, rows=len(rows), targets=len(rows), tokens_before=0, tokens=0)
-            yield ranking_batch(self.examples[mine], self.schema, share, weights)
+    @cached_property
+    def _cuts(self) -> np.ndarray:
+        return cuts(self.rows, self.batch_size, self.place.world)
 
-    def in_order(self) -> Iterator[Batch]:
-        """The batches in the file's order."""
-        for rows in batches(np.arange(self.rows), self.batch_size, self.place.world):
-            share = Share(step=0, rows=len(rows), targets=len(rows), tokens_before=0, tokens=0)
-            yield ranking_batch(self.examples[rows[self.place.part(rows)]], self.schema, share)
+    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch from `start` on, shuffled, in equal parts for all ranks: see `Place.equal_part`.
+
+        Pools of which no batch is wanted are not read.
+        """
+        return ahead(lambda readers: self._epoch(number, start, readers), self.workers)
+
+    def in_order(self) -> Iterator[tuple[Batch, np.ndarray]]:
+        """The batches in the order of the log, block by block, and `user_code` of their rows."""
+        return ahead(self._in_order, self.workers)
+
+    def _epoch(self, number: int, start: int, readers: Executor | None) -> Iterator[Batch]:
+        def shuffled(pool: int, rows: int) -> np.ndarray:
+            return np.random.default_rng((self.seed, _ORDER, number, pool)).permutation(rows)
+
+        for index, rows, mine, weights in self._parts(
+            self._pools(number), shuffled, self.place.equal_part, start, readers
+        ):
+            share = Share(step=number * len(self) + index, rows=rows, targets=rows, tokens_before=0, tokens=0)
+            yield mine.batch(share, weights)
+
+    def _in_order(self, readers: Executor | None) -> Iterator[tuple[Batch, np.ndarray]]:
+        blocks = [np.array([block]) for block in range(len(self.examples.rows))]
+        for _, rows, mine, _ in self._parts(
+            blocks, lambda _, rows: np.arange(rows), lambda rows: (rows[self.place.part(rows)], None), 0, readers
+        ):
+            assert mine.user is not None
+            yield mine.batch(Share(step=0, rows=rows, targets=rows, tokens_before=0, tokens=0)), mine.user
+
+    def _pools(self, epoch: int) -> list[np.ndarray]:
+        """Numbers of the blocks that are shuffled together."""
+        drawn = np.random.default_rng((self.seed, _BLOCKS, epoch)).permutation(len(self.examples.rows))
+        pools: list[list[int]] = []
+        held = 0
+        for block, rows in zip(drawn.tolist(), self.examples.rows[drawn].tolist(), strict=True):
+            if not pools or held + rows > POOL_ROWS:
+                pools.append([])
+                held = 0
+            pools[-1].append(block)
+            held += rows
+        return [np.sort(pool) for pool in pools]
+
+    def _parts(
+        self,
+        pools: list[np.ndarray],
+        order: Callable[[int, int], np.ndarray],
+        part: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]],
+        start: int,
+        readers: Executor | None,
+    ) -> Iterator[tuple[int, int, Columns, np.ndarray | None]]:
+        """(number, rows, this rank's part of them, its weights) of each global batch from `start` on.
+
+        Args:
+            pools: blocks that are held together.
+            order: (number, rows) of a pool → the order of its rows.
+            part: rows of a global batch → this rank's, and their weights.
+            start: the first batch.
+            readers: threads that read.
+        """
+        edges = self._cuts
+        ends = np.cumsum([self.examples.rows[pool].sum() for pool in pools])
+        first = int(np.searchsorted(ends, edges[start], side="right"))
+        reads = self._reads(pools, first, readers)
+        rest: list[Columns] = []
+        for number in range(first, len(pools)):
+            pool = Columns.join([*rest, *(read() for read in reads)])
+            if len(pools) == 1:
+                self._whole = pool
+            reads = self._reads(pools, number + 1, readers)
+            before = sum(columns.rows for columns in rest)
+            rows = np.concatenate([np.arange(before), before + order(number, pool.rows - before)])
+            begin = int(ends[number]) - pool.rows
+            last = int(np.searchsorted(edges, ends[number], side="right")) - 1
+            for index in range(start, last):
+                batch = rows[edges[index] - begin : edges[index + 1] - begin]
+                mine, weights = part(batch)
+                yield index, len(batch), pool.take(mine), weights
+            start = max(start, last)
+            rest = [pool.take(rows[edges[start] - begin :])]
+            del pool  # before the next one is put together
+
+    def _reads(self, pools: list[np.ndarray], number: int, readers: Executor | None) -> list[Callable[[], Columns]]:
+        """What gives the blocks of a pool, begun where there are readers; nothing behind the last one."""
+        if number >= len(pools):
+            return []
+        whole = self._whole
+        if len(pools) == 1 and whole is not None:
+            return [lambda: whole]
+        if readers is None:
+            return [partial(self._read, int(block)) for block in pools[number]]
+        return [readers.submit(self._read, int(block)).result for block in pools[number]]
+
+    def _read(self, block: int) -> Columns:
+        return Columns.of(self.examples.read(block), self.schema)

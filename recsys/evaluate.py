@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from features import registry
+from features.examples import Examples
 from features.online import MemoryStore
 from features.settings import Settings
 from recsys import bundle as bundles
@@ -75,15 +76,18 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, float]:
     """Pointwise metrics of the bundle's ranker on the split's test examples."""
     bundle = bundles.load(directory)
     recommender = Recommender(bundle, MemoryStore(), Config())
-    test = pl.read_parquet(examples / "ranking" / "test.parquet")
-    parts = [recommender.probabilities(part) for part in test.iter_slices(64 * BATCH)]
-    found = pointwise_metrics(np.concatenate(parts), test["label"].to_numpy(), test["user_code"].to_numpy())
-    return found | {"examples": test.height, "base_rate": float(test["label"].to_numpy().mean())}
+    found: dict[str, list[np.ndarray]] = {"probability": [], "label": [], "user": []}
+    for block in Examples.open(examples).of_part(2):
+        found["probability"] += [recommender.probabilities(part) for part in block.iter_slices(64 * BATCH)]
+        found["label"].append(block["label"].to_numpy())
+        found["user"].append(block["user_code"].to_numpy())
+    probability, label, user = (np.concatenate(parts) for parts in found.values())
+    return pointwise_metrics(probability, label, user) | {"examples": len(label), "base_rate": float(label.mean())}
 
 
 def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settings]) -> dict[str, Scorer]:
     """Every baseline, counted over all that is known when the test part begins."""
-    interactions = pl.read_parquet(examples / "interactions.parquet").filter(pl.col("part") < 2)
+    interactions = Examples.open(examples).interactions(0, 1)
     return {
         name: registry.load("recsys.baselines", name, "baselines").fit(config, interactions, items)
         for name, config in configs.items()
@@ -99,8 +103,8 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
     ranks, lists = [], []
     for part in questions.iter_slices(BATCH):
         requests = _requests(part, recommender.context_columns)
-        states = [recommender.store.user(request.user_id) for request in requests]
-        score_BI = recommender.retrieval_scores(requests, states)
+        histories = [recommender.store.history(request.user_id) for request in requests]
+        score_BI = recommender.retrieval_scores(requests, histories)
         target_B = part["item_index"].to_numpy()
         ranks.append(rank_of(score_BI, target_B[:, None].astype(np.int64)))
         lists.append(_first(score_BI, LIST))

@@ -17,8 +17,11 @@ from pydantic import Field
 from torch import nn
 
 from embeddings.batch import ranking_batch, sequence_batch
+from features import pipeline
 from features.encoder import Encoder
-from features.online import Event, Id, StateStore, UserState
+from features.fold import Plan
+from features.moment import Asked, Moment, load_snapshot
+from features.online import Event, Id, StateStore
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.baselines import popularity
@@ -115,21 +118,21 @@ class Recommender:
         self.bundle, self.store, self.config, self.rank = bundle, store, config, rank
         self.encoder: Encoder = bundle.encoder
         self.item_ids: list[Id] = [_NO_ITEM, *bundle.items["item_id"].to_list()[1:]]
-        self.item_index = {item: index for index, item in enumerate(self.item_ids) if index > 0}
         self.user_index = {user: index for index, user in enumerate(bundle.users["user_id"].to_list()) if index > 0}
-        prepared = bundle.config["prepare"]
-        self.ranker_history: int = prepared["ranker_history"]
-        self.history_actions = frozenset(prepared["history_actions"])
-        self.label: dict[str, Any] = prepared["label"]
-        sources = {spec.source for spec in self.encoder.schema.features if spec.source.startswith("request.")}
-        own = {*_USER_COLUMNS, "item_events", "item_positives"}
-        self.context_columns = tuple(sorted({source.split(".")[1] for source in sources} - own))
-        self.scorer = scorer or LearnedScorer(bundle.retriever, prepared["max_history"])
+        prepared = pipeline.Config.model_validate(bundle.config["prepare"])
+        self.history_actions = frozenset(prepared.history_actions)
+        self.label = prepared.label
+        sources = [spec.source for spec in self.encoder.schema.features]
+        plan = Plan.of(prepared.counters, sources, prepared.ranker_history, 0, 0)
+        self.moment = Moment.load(bundle.directory, plan, self.encoder.requested, self.item_ids, self.user_index)
+        self.item_index = self.moment.item_index
+        self.context_columns = self.moment.context
+        self.scorer = scorer or LearnedScorer(bundle.retriever, prepared.max_history)
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
 
     def seed(self) -> bool:
         """Fill an empty store with the bundle's snapshot; whether it was empty."""
-        return self.store.seed(*bundles.snapshot(self.bundle.directory))
+        return self.store.seed(*load_snapshot(self.bundle.directory))
 
     def recommend(self, request: Request) -> Response:
         """One feed."""
@@ -141,15 +144,20 @@ class Recommender:
             return []
         clock = _Clock()
         with clock("state"):
-            states = [self.store.user(request.user_id) for request in requests]
+            histories = [self.store.history(request.user_id) for request in requests]
         with clock("retrieve"):
-            score_BI = self.retrieval_scores(requests, states)
+            score_BI = self.retrieval_scores(requests, histories)
             retrieved_BR, score_BR = _top(score_BI, max(self.config.retrieved, *(request.k for request in requests)))
         probability_BR: np.ndarray | None = None
         blended_BR = self.config.retriever_weight * score_BR
         if self.rank:
             with clock("features"):
-                examples = self.encoder.encode(self._request_frame(requests, states, retrieved_BR))
+                now = time.time_ns() // 1_000_000
+                asked = [
+                    Asked(request.user_id, now if request.timestamp is None else request.timestamp, request.context)
+                    for request in requests
+                ]
+                examples = self.encoder.encode(self.moment.frame(asked, histories, retrieved_BR, self.store))
             with clock("rank"):
                 probability_BR = self.probabilities(examples).reshape(retrieved_BR.shape)
                 blended_BR = blended_BR + self.config.ranker_weight * np.log(np.maximum(probability_BR, _TINY))
@@ -168,25 +176,25 @@ class Recommender:
                     for place in order_BR[b, : request.k]
                     if np.isfinite(score_BR[b, place])
                 ),
-                source="model" if self._known_items(states[b]) else "popularity",
+                source="model" if self._known_items(histories[b]) else "popularity",
                 latency_ms=clock.milliseconds,
             )
             for b, request in enumerate(requests)
         ]
 
-    def retrieval_scores(self, requests: Sequence[Request], states: Sequence[UserState]) -> np.ndarray:
+    def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
         """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is asked for."""
-        known = [self._known_items(state) for state in states]
-        histories = Histories(
+        known = [self._known_items(history) for history in histories]
+        past = Histories(
             items_N=np.array([item for items in known for item in items], dtype=np.int64),
             lengths_B=np.array([len(items) for items in known], dtype=np.int64),
         )
-        score_BI = np.array(self.scorer.scores(histories))
-        stranger_B = histories.lengths_B == 0
+        score_BI = np.array(self.scorer.scores(past))
+        stranger_B = past.lengths_B == 0
         score_BI[stranger_B] = self.fallback.log_count_I
         score_BI[:, 0] = -np.inf
-        seen = np.repeat([request.exclude_seen for request in requests], histories.lengths_B)
-        score_BI[histories.rows_N[seen], histories.items_N[seen]] = -np.inf
+        seen = np.repeat([request.exclude_seen for request in requests], past.lengths_B)
+        score_BI[past.rows_N[seen], past.items_N[seen]] = -np.inf
         return score_BI
 
     def probabilities(self, examples: pl.DataFrame) -> np.ndarray:
@@ -198,52 +206,22 @@ class Recommender:
     def observe(self, events: Sequence[Event]) -> int:
         """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""
         interactions = [self._labelled(event) for event in events if self._is_interaction(event)]
-        self.store.append(interactions)
+        self.store.append(interactions, [self.moment.increments(event) for event in interactions])
         return len(interactions)
 
     def _is_interaction(self, event: Event) -> bool:
         return not self.history_actions or event.action in self.history_actions
 
     def _labelled(self, event: Event) -> Event:
-        if self.label["actions"]:
-            return replace(event, positive=event.action in self.label["actions"])
-        if self.label["at_least"] is None:
+        if self.label.actions:
+            return replace(event, positive=event.action in self.label.actions)
+        if self.label.at_least is None:
             return replace(event, positive=True)
-        return replace(event, positive=event.value is not None and event.value >= self.label["at_least"])
+        return replace(event, positive=event.value is not None and event.value >= self.label.at_least)
 
-    def _known_items(self, state: UserState) -> list[int]:
+    def _known_items(self, history: Sequence[Event]) -> list[int]:
         index = self.item_index
-        return [index[event.item_id] for event in state.history if event.item_id in index]
-
-    def _request_frame(
-        self, requests: Sequence[Request], states: Sequence[UserState], retrieved_BR: np.ndarray
-    ) -> pl.DataFrame:
-        """The frame that `features.encoder` describes, a row for each request and retrieved item."""
-        now = time.time_ns() // 1_000_000
-        histories = [[self.item_index.get(e.item_id, 0) for e in s.history[-self.ranker_history :]] for s in states]
-        users = pl.DataFrame(
-            {
-                "user_index": [self.user_index.get(request.user_id, 0) for request in requests],
-                "timestamp": [now if request.timestamp is None else request.timestamp for request in requests],
-                "user_events": [state.events for state in states],
-                "user_positives": [state.positives for state in states],
-                "user_last_timestamp": [state.last_timestamp for state in states],
-                "history": histories,
-            },
-            schema=_USER_COLUMNS,
-        )
-        users = users.with_columns(
-            pl.Series(name, [request.context.get(name) for request in requests], strict=False)
-            for name in self.context_columns
-        )
-        frame = users[np.repeat(np.arange(len(requests)), retrieved_BR.shape[1])]
-        distinct, place = np.unique(retrieved_BR, return_inverse=True)
-        counts = self.store.items([self.item_ids[index] for index in distinct])
-        return frame.with_columns(
-            pl.Series("item_index", retrieved_BR.ravel().astype(np.int32)),
-            pl.Series("item_events", counts.events[place.ravel()]),
-            pl.Series("item_positives", counts.positives[place.ravel()]),
-        )
+        return [index[event.item_id] for event in history if event.item_id in index]
 
 
 _NO_ITEM = ""
@@ -251,15 +229,6 @@ _NO_ITEM = ""
 
 _TINY = float(np.finfo(np.float32).tiny)
 """A probability that has underflowed is taken for this, so that its logarithm is a number."""
-
-_USER_COLUMNS = {
-    "user_index": pl.Int32,
-    "timestamp": pl.Int64,
-    "user_events": pl.Int64,
-    "user_positives": pl.Int64,
-    "user_last_timestamp": pl.Int64,
-    "history": pl.List(pl.Int32),
-}
 
 
 def _top(score_BI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

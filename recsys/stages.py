@@ -25,7 +25,8 @@ from features.manifest import (
     write_json,
     write_text,
 )
-from features.pipeline import Split
+from features.pipeline import Engine, Split
+from features.schema import difference
 from recsys import bundle, distributed, evaluate
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
@@ -117,16 +118,70 @@ class Run:
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
         )
 
-    def prepare(self) -> None:
-        """Log → examples."""
+    def prepare(self, engine: Engine = "local", *, rebuild: bool = False) -> None:
+        """Log → examples.
+
+        Args:
+            engine: what prepares the parts of the log; the examples are the same.
+            rebuild: replace examples that were made for another schema.
+
+        Raises:
+            InputError: there are examples of another schema, and they are not to be replaced.
+        """
         out = self.directory / "examples"
+        before = manifest.read(out)
+        if before is not None and not rebuild:
+            self._require_same_schema(before.get("declared", {}), out)
 
         def work(facts: dict[str, Any]) -> None:
             log = self.load_log()
-            facts |= {"inputs": self.inputs, "source": log.source, "has_clock": log.has_clock}
-            pipeline.prepare(log, self.config.prepare, self.config.features, out, facts)
+            facts |= {
+                "inputs": self.inputs,
+                "source": log.source,
+                "has_clock": log.has_clock,
+                "settings": self.settings,
+                "declared": self._declared,
+            }
+            pipeline.prepare(
+                log,
+                self.config.prepare,
+                self.config.features,
+                out,
+                facts,
+                inputs=self.inputs,
+                engine=engine,
+                report=lambda line: console.print(line, style="dim", highlight=False),
+            )
 
         self._stage("prepare", out, work)
+        # What draws plots is slow to import; a page that is up to date need not wait for it.
+        page = self.directory / "reports" / "data.html"
+        if not page.exists() or page.stat().st_mtime_ns < (out / manifest.MANIFEST).stat().st_mtime_ns:
+            from recsys import data_report
+
+            data_report.write(self.directory, self.config.served_split)
+            console.print(f"  data report: {page}", style="dim", highlight=False)
+
+    @property
+    def settings(self) -> str:
+        """The fingerprint of all that examples depend on, but for the log: they can be extended while it stays."""
+        return fingerprint({name: self.sections[name] for name in _SECTIONS["prepare"]}, self.environments["prepare"])
+
+    @property
+    def _declared(self) -> dict[str, Any]:
+        """What makes the schema."""
+        fields = {f"prepare.{name}": self.sections["prepare"][name] for name in ("counters", "label")}
+        return {"features": self.sections["features"], **fields}
+
+    def _require_same_schema(self, declared: dict[str, Any], out: Path) -> None:
+        """Refuse to overwrite examples of other features; the models in the run were trained on them."""
+        for section, here in self._declared.items():
+            there = declared.get(section, here)
+            if here != there:
+                raise InputError(
+                    f"{out} was prepared with another schema: {difference(section, here, there)}; "
+                    "give this run another run.name, or replace the examples with --rebuild"
+                )
 
     def train(self) -> None:
         """Examples → a retriever and a ranker for every split."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,12 +19,13 @@ from embeddings.init import initialise_tables
 from features import registry
 from features.encoder import load_schema
 from features.errors import InputError
+from features.examples import Examples
 from features.manifest import write_json
 from features.schema import Schema
 from features.settings import Settings
 from recsys import checkpoint, distributed
 from recsys.console import console
-from recsys.data import NextItemReader, Place, RankingReader, SequenceReader
+from recsys.data import NextItemReader, Place, Position, RankingReader, SequenceReader
 from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
 from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
 
@@ -42,6 +43,8 @@ class LoopConfig(Settings):
     """Rows of a global batch: windows of history, or examples."""
     seed: int = 0
     """Of initial weights, order and dropout."""
+    workers: int = Field(default=1, ge=0)
+    """Threads of each process that read and encode examples while it trains; 0: none, the training waits for them."""
 
 
 class RetrieverLoop(LoopConfig):
@@ -113,7 +116,8 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
         config: the section of the model.
         shards: what the planner may do.
         examples: directory of the split.
-        out: where the checkpoint goes, with `history.json` (loss of every step, validation of every epoch).
+        out: where the checkpoint goes, with `history.json` (loss of every step, validation of every epoch) and
+            `position.json` (where in the epochs its state was saved).
         facts: what the checkpoint's manifest says beside the results.
     """
     device = distributed.device()
@@ -124,16 +128,19 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
     initialise_tables(model, config.train.seed)
     optimizer = optim.combine(model, config.optimizer)
 
+    steps = len(job.reader)
     losses: list[float] = []
     validations: list[dict[str, float]] = []
     best, best_epoch = -np.inf, -1
+    position = saved = Position(epoch=0, batch=0)
     started = time.perf_counter()
-    with checkpoint.cleared_on_error(out), _Progress(config.train.epochs * len(job.reader), out) as progress:
+    with checkpoint.cleared_on_error(out), _Progress(config.train.epochs * steps, out) as progress:
         for epoch in range(config.train.epochs):
             model.train()
             parts: list[Tensor] = []
             for batch in job.reader.epoch(epoch):
                 parts.append(_step(model, optimizer, batch.to(device)))
+                position = position.after(steps)
                 progress.step()
             losses += distributed.total(torch.stack(parts)).tolist()
             if not np.isfinite(losses[-len(parts) :]).all():
@@ -149,8 +156,8 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
                 )
             progress.epoch(float(np.mean(losses[-len(parts) :])), validations[-1])
             if score > best:
-                best, best_epoch = score, epoch
-                checkpoint.save_state(out, model, optimizer)
+                best, best_epoch, saved = score, epoch, position
+                checkpoint.save_state(out, model, optimizer, saved)
             elif epoch - best_epoch >= config.train.patience:
                 break
     seconds = time.perf_counter() - started
@@ -161,6 +168,7 @@ def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Pat
             "schema": load_schema(examples).fingerprint,
             "epochs": epochs,
             "best_epoch": best_epoch,
+            "position": asdict(saved),
             "valid": validations[best_epoch],
             "seconds": seconds,
             "rows_per_second": epochs * job.reader.rows / seconds,
@@ -206,7 +214,13 @@ def _job(config: ModelConfig, examples: Path, device: torch.device) -> Job:
     if isinstance(config, RetrieverConfig):
         sequences = examples / "sequences"
         reader = SequenceReader(
-            sequences / "train.parquet", schema.items, loop.batch_size, loop.seed, config.loss.sampled, place
+            sequences / "train.parquet",
+            schema.items,
+            loop.batch_size,
+            loop.seed,
+            config.loss.sampled,
+            place,
+            loop.workers,
         )
         questions = NextItemReader(
             sequences / "valid.parquet", schema.items, 4 * loop.batch_size, config.train.valid_rows, place
@@ -215,13 +229,11 @@ def _job(config: ModelConfig, examples: Path, device: torch.device) -> Job:
         return Job(
             task, reader, lambda model: validate_retrieval(model, questions, device), lambda found: found["ndcg@10"]
         )
-    ranking = examples / "ranking"
-    examples_reader = RankingReader(ranking / "train.parquet", schema, loop.batch_size, loop.seed, place)
-    valid = RankingReader(ranking / "valid.parquet", schema, 4 * loop.batch_size, loop.seed, place)
-    _require_rows(valid.rows, place, ranking / "valid.parquet")
-    return Job(
-        task, examples_reader, lambda model: validate_ranking(model, valid, device), lambda found: -found["logloss"]
-    )
+    split = Examples.open(examples)
+    training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers)
+    valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers)
+    _require_rows(valid.rows, place, examples)
+    return Job(task, training, lambda model: validate_ranking(model, valid, device), lambda found: -found["logloss"])
 
 
 def _require_rows(rows: int, place: Place, path: Path) -> None:
@@ -248,16 +260,15 @@ def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torc
 @torch.no_grad()
 def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.device) -> dict[str, float]:
     """Pointwise metrics over the validation part; every rank gets the same numbers."""
-    probabilities, labels = [], []
-    for batch in valid.in_order():
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch, user_B in valid.in_order():
         _, outputs = model(batch.to(device))
         assert batch.labels is not None
-        probabilities.append(torch.sigmoid(outputs["logits_B"]).cpu().numpy())
-        labels.append(batch.labels[valid.schema.label].numpy())
-    parts = distributed.gathered(list(zip(probabilities, labels, strict=True)))
-    pairs = [pair for step in zip(*parts, strict=True) for pair in step]
-    probability, label = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return pointwise_metrics(probability, label, valid.examples["user_code"].to_numpy())
+        probability_B = torch.sigmoid(outputs["logits_B"]).cpu().numpy()
+        steps.append((probability_B, batch.labels[valid.schema.label].numpy(), user_B))
+    parts = [part for step in zip(*distributed.gathered(steps), strict=True) for part in step]
+    probability, label, user = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return pointwise_metrics(probability, label, user)
 
 
 def _size(value: Any) -> int:

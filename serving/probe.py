@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from features.errors import InputError
+from features.examples import Examples
 from features.online import Event, MemoryStore
 from recsys import bundle as bundles
 from recsys.config import RunConfig
@@ -47,11 +48,11 @@ def probe(config: RunConfig, resolved: Path, bundle: Path) -> dict[str, Any]:
     loaded = bundles.load(bundle)
     recommender = Recommender(loaded, MemoryStore(retain=loaded.config["prepare"]["retain"]), config.recommend)
     recommender.seed()
-    tail = pl.read_parquet(config.directory / "examples" / config.served_split / "interactions.parquet")
-    tail = tail.filter((pl.col("part") == 2) & (pl.col("user_index") > 0) & (pl.col("item_index") > 0))
+    tail = Examples.open(config.directory / "examples" / config.served_split).interactions(2)
+    tail = tail.filter((pl.col("user_index") > 0) & (pl.col("item_index") > 0))
     if tail.is_empty():
         raise InputError(f"{config.run.name}: nobody in the test part has a history to ask with; set run.probe = false")
-    event = events(tail.sort("row").head(1))[0]
+    event = events(tail.head(1))[0]
     recommender.observe([event])
     own = recommender.recommend(Request(user_id=event.user_id, k=K, timestamp=event.timestamp))
 

@@ -59,7 +59,7 @@ class Service:
 
     def history(self, user: Id) -> tuple[Event, ...]:
         """What is kept of a person, oldest first."""
-        return self.recommender.store.user(user).history
+        return self.recommender.store.history(user)
 
     def card(self) -> dict[str, Any]:
         """What is served."""

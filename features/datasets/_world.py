@@ -25,13 +25,13 @@ from pydantic import Field
 
 from features.datasets import _words
 from features.errors import InputError
+from features.events import DAY_MS
 from features.settings import Settings
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
 _Float = TypeVar("_Float", np.float32, np.float64)
 
-DAY_MS = 86_400_000
 YEAR_MS = 365 * DAY_MS
 WORDS_PER_ITEM = 7
 DEVICES = ("mobile", "desktop", "tablet")

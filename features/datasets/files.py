@@ -9,16 +9,19 @@ item_id = "video"
 timestamp = "time_ms"
 """
 
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 from polars import selectors as cs
 from pydantic import Field, model_validator
 
 from features.datasets._inputs import require_files
 from features.errors import InputError
-from features.events import OPTIONAL, REQUIRED, RawLog
+from features.events import OPTIONAL, PART_ROWS, REQUIRED, Part, RawLog
 from features.settings import Settings
 
 
@@ -41,6 +44,9 @@ class Config(Settings):
     """Canonical name → column of the users file (`user_id`, …)."""
     category_separator: str = "|"
     """What stands between categories where they are one text column."""
+    partitioned: bool = False
+    """Each file holds a stretch of time, in the order of the files' names: a log that grows by files, of any size. A
+    row earlier than the file before it goes to the quarantine. Without, files may hold anything in any order."""
     time_unit: Literal["s", "ms", "us", "position"] = "ms"
     """Unit of a numeric timestamp; `position`: only an order within each user. A datetime column needs none."""
 
@@ -71,8 +77,10 @@ def load(config: Config) -> RawLog:
         InputError: a file cannot be read, a column that the config names is missing, or files do not fit together.
     """
     inputs(config)
+    paths = _matches(config.events)
+    groups = [(path,) for path in paths] if config.partitioned else [tuple(paths)]
     return RawLog(
-        events=_concat([(path, _events(path, config)) for path in _matches(config.events)]),
+        parts=tuple(part for group in groups for part in _parts(group, config)),
         items=_table(config.items, config.item_columns, "item_id", config),
         users=_table(config.users, config.user_columns, "user_id", config),
         source=config.events,
@@ -91,9 +99,55 @@ def _matches(pattern: str) -> list[Path]:
     return found
 
 
-def _events(path: Path, config: Config) -> pl.DataFrame:
+def _parts(paths: tuple[Path, ...], config: Config) -> list[Part]:
+    """What the files hold, cut into stretches of time where it is Parquet and too much to be held at once."""
+    name = str(paths[0]) if len(paths) == 1 else config.events
+    whole = Part(name=name, read=partial(_read_events, paths, config), paths=paths)
+    if any(path.suffix.lower() != ".parquet" for path in paths):
+        return [whole]
+    try:
+        rows = sum(pl.scan_parquet(path).select(pl.len()).collect().item() for path in paths)
+    except pl.exceptions.PolarsError:
+        return [whole]
+    if rows <= 2 * PART_ROWS:
+        return [whole]
+    column = config.columns.get("timestamp", "timestamp")
+    try:
+        times = pl.concat([pl.scan_parquet(path).select(column) for path in paths]).collect()[column]
+    except pl.exceptions.PolarsError:
+        return [whole]
+    time = pl.col(column)
+    if times.dtype == pl.String:
+        # As text, 9 comes after 10.
+        time, times = time.cast(pl.Float64, strict=False), times.cast(pl.Float64, strict=False)
+    ordered = times.drop_nulls().sort()
+    cuts = ordered.gather(np.arange(PART_ROWS, len(ordered) - PART_ROWS // 2, PART_ROWS)).unique().sort().to_list()
+    if not cuts:
+        return [whole]
+    return [
+        Part(
+            name=f"{name}, part {number}",
+            read=partial(_read_events, paths, config, _between(time, low, high)),
+            paths=paths,
+        )
+        for number, (low, high) in enumerate(pairwise([None, *cuts, None]))
+    ]
+
+
+def _between(time: pl.Expr, low: Any, high: Any) -> pl.Expr:
+    """Rows of low ≤ time < high, of which one may be None; those without a time are in the first stretch."""
+    if low is None:
+        return (time < high) | time.is_null()
+    return time >= low if high is None else (time >= low) & (time < high)
+
+
+def _read_events(paths: tuple[Path, ...], config: Config, only: pl.Expr | None = None) -> pl.DataFrame:
+    return _concat([(path, _events(path, config, only)) for path in paths])
+
+
+def _events(path: Path, config: Config, only: pl.Expr | None = None) -> pl.DataFrame:
     """One file's events under canonical names."""
-    raw = _read(path, [config.columns.get(name, name) for name in ("user_id", "item_id")])
+    raw = _read(path, [config.columns.get(name, name) for name in ("user_id", "item_id")], only)
     events = _rename(raw, config.columns, path, "dataset.columns")
     for name in config.context:
         if name not in events.columns:
@@ -122,8 +176,11 @@ def _concat(files: list[tuple[Path, pl.DataFrame]]) -> pl.DataFrame:
         ) from None
 
 
-def _read(path: Path, ids: list[str]) -> pl.DataFrame:
-    """A file as it is, but for `ids` in text files, which become integers only where nothing is lost by it."""
+def _read(path: Path, ids: list[str], only: pl.Expr | None = None) -> pl.DataFrame:
+    """A file as it is, but for `ids` in text files, which become integers only where nothing is lost by it.
+
+    Of a Parquet file only the rows `only` are read.
+    """
     suffix = path.suffix.lower()
     if suffix not in (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson"):
         raise InputError(f"{path}: '{suffix}' files are not read; use .parquet, .csv, .tsv, .jsonl or .ndjson")
@@ -139,7 +196,11 @@ def _read(path: Path, ids: list[str]) -> pl.DataFrame:
                 schema_overrides=dict.fromkeys(ids, pl.String),
             )
             return table.with_columns(_numbered(table[name]) for name in ids if name in table.columns)
-        table = pl.read_parquet(path) if suffix == ".parquet" else pl.read_ndjson(path, infer_schema_length=None)
+        if suffix == ".parquet":
+            scan = pl.scan_parquet(path)
+            table = (scan if only is None else scan.filter(only)).collect()
+        else:
+            table = pl.read_ndjson(path, infer_schema_length=None)
     except pl.exceptions.PolarsError as error:
         raise InputError(
             f"{path}: cannot be read as {suffix[1:]} ({str(error).splitlines()[0]}); mend or convert it"

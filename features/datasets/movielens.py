@@ -23,7 +23,7 @@ import polars as pl
 
 from features.datasets._inputs import read_text
 from features.errors import InputError
-from features.events import RawLog
+from features.events import RawLog, in_one_part
 from features.settings import Settings
 
 
@@ -184,7 +184,7 @@ def _original_100k(folder: Path, source: str) -> RawLog:
         ).list.drop_nulls(),
     )
     users = _fields(folder / "u.user", "|", "utf-8", ["user_id", "age", "gender", "occupation", "zip"])
-    return RawLog(events=_events(ratings), items=movies, users=_users_100k(users), source=source)
+    return RawLog(parts=in_one_part(_events(ratings), source), items=movies, users=_users_100k(users), source=source)
 
 
 def _atomic_100k(folder: Path, source: str) -> RawLog:
@@ -198,7 +198,12 @@ def _atomic_100k(folder: Path, source: str) -> RawLog:
         year=pl.col("release_year").cast(pl.Float32, strict=False),
         categories=pl.col("class").fill_null("unknown").str.split(" "),
     )
-    return RawLog(events=_events(table("inter")), items=movies, users=_users_100k(table("user")), source=source)
+    return RawLog(
+        parts=in_one_part(_events(table("inter")), source),
+        items=movies,
+        users=_users_100k(table("user")),
+        source=source,
+    )
 
 
 def _users_100k(users: pl.DataFrame) -> pl.DataFrame:
@@ -229,7 +234,7 @@ def _log_1m(folder: Path, ratings: pl.DataFrame, source: str) -> RawLog:
         "occupation",
         age=pl.col("age").cast(pl.Int32).replace_strict(AGES_1M, default="unknown"),
     )
-    return RawLog(events=_events(ratings), items=movies, users=users, source=source)
+    return RawLog(parts=in_one_part(_events(ratings), source), items=movies, users=users, source=source)
 
 
 _LAYOUTS = {

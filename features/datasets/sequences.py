@@ -11,7 +11,7 @@ import polars as pl
 
 from features.datasets._inputs import read_object, read_text, require_files
 from features.errors import InputError
-from features.events import RawLog
+from features.events import RawLog, in_one_part
 from features.settings import Settings
 
 
@@ -48,7 +48,12 @@ def load(config: Config) -> RawLog:
         InputError: a file is missing, or a line or an attribute is not of the form.
     """
     inputs(config)
-    return RawLog(events=_events(config.path), items=_items(config), source=str(config.path), has_clock=False)
+    return RawLog(
+        parts=in_one_part(_events(config.path), str(config.path)),
+        items=_items(config),
+        source=str(config.path),
+        has_clock=False,
+    )
 
 
 def _events(path: Path) -> pl.DataFrame:

@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from features.datasets._world import DAY_MS, DEVICES, Floats, Ints, LatentWorld
+from features.datasets._world import DEVICES, Floats, Ints, LatentWorld
 from features.datasets._world import Config as Config
-from features.events import RawLog
+from features.events import DAY_MS, PART_ROWS, Part, RawLog
 
 ACTIONS = ("impression", "click", "like", "share")
 """The strongest feedback that an impression got, weakest first."""
@@ -231,7 +231,11 @@ def inputs(config: Config) -> list[Path]:
 
 
 def load(config: Config) -> RawLog:
-    """Build the world and simulate its whole log in memory; `World.chunks` is for those that do not fit."""
+    """Build the world; its log is simulated as it is read, in bounded memory."""
     world = World(config)
     source = f"synthetic world, seed {config.seed}"
-    return RawLog(events=world.events(), items=world.items(), users=world.users(), source=source)
+    parts = (
+        Part(name=f"{source}, part {number}", read=lambda frame=frame: frame)
+        for number, frame in enumerate(world.chunks(PART_ROWS))
+    )
+    return RawLog(parts=parts, items=world.items(), users=world.users(), source=source)

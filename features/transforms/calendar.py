@@ -30,7 +30,8 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
     """Int32: 1 + hour, or weekday 1 (Monday) … 7; 0 for null."""
-    date = pl.from_epoch(pl.col(source).cast(pl.Int64, strict=False), time_unit="ms").dt
+    value = pl.col(source) if isinstance(dtype, pl.Int64) else pl.col(source).cast(pl.Int64, strict=False)
+    date = pl.from_epoch(value, time_unit="ms").dt
     return (date.hour().cast(pl.Int32) + 1 if params.part == "hour" else date.weekday().cast(pl.Int32)).fill_null(0)
 
 

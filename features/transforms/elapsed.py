@@ -1,11 +1,15 @@
-"""Time since another time of the same row, as log(1 + hours), standardised by the training part; never negative."""
+"""Time since another time of the same row, as log(1 + hours), standardised by the training part; never negative.
+
+`item.created_at` with the default `until` is the age of the item at the moment of the request.
+"""
 
 from typing import Any
 
 import polars as pl
+from pydantic import Field
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, fit_scale, number, scaled
+from features.transforms._fitting import Fitting, finite, fit_scale, float64, known, scaled
 
 YIELDS = ("dense",)
 _HOUR_MS = 3_600_000
@@ -14,8 +18,13 @@ _HOUR_MS = 3_600_000
 class Params(Settings):
     """Parameters of the gap."""
 
-    until: str = "timestamp"
+    until: str = Field(default="timestamp", min_length=1)
     """Column of the later time, ms."""
+
+
+def inputs(source: str, params: Params) -> tuple[str, ...]:
+    """The earlier time and the later."""
+    return source, params.until
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
@@ -26,13 +35,19 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
     """
     data.require_number()
     data.require_number(params.until)
-    return fit_scale(data.frame, _log_hours(data.source, params))
+    return fit_scale(data.frame, _log_hours(finite(_gap(data.source, data.dtype, params))))
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
-    """Float32; an unknown earlier time becomes the mean."""
-    return scaled(_log_hours(source, params), state)
+    """Float32; where one of the times is unknown, the mean."""
+    gap = _gap(source, dtype, params)
+    return known(scaled(_log_hours(gap), state), gap, None, missing=0.0).cast(pl.Float32)
 
 
-def _log_hours(source: str, params: Params) -> pl.Expr:
-    return ((number(params.until) - number(source)).clip(lower_bound=0) / _HOUR_MS).log1p()
+def _gap(source: str, dtype: pl.DataType, params: Params) -> pl.Expr:
+    """Milliseconds; finite only if both times are."""
+    return float64(pl.col(params.until)) - float64(pl.col(source), dtype)
+
+
+def _log_hours(gap: pl.Expr) -> pl.Expr:
+    return (gap.clip(lower_bound=0) / _HOUR_MS).log1p()

@@ -5,16 +5,21 @@ every process, on every machine, with every version of every library.
 """
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
+from features._hash import splitmix64
+from features.errors import InputError
 from features.settings import Settings
 from features.transforms._fitting import Fitting
 
-YIELDS = ("sparse",)
+YIELDS = ("sparse", "bag")
+MEMO = True
+_FEW = 64
 
 
 class Params(Settings):
@@ -27,28 +32,32 @@ class Params(Settings):
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
-    """Nothing to learn."""
+    """Nothing to learn.
+
+    Raises:
+        InputError: the values are vectors or records.
+    """
+    if data.element.is_nested():
+        raise InputError(f"'{data.source}' holds {data.element}, which is not one value; take it apart first")
     return {}
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
-    """Int32 bucket in 1 … buckets; 0 for null."""
-    offset = np.uint64(params.seed * 0x9E3779B97F4A7C15 % 2**64)
+    """Int32 bucket in 1 … buckets, or List(Int32) for a list column; a null becomes 0 or an empty list."""
+    offset = seed_word(params.seed)
 
     def bucket(values: pl.Series) -> pl.Series:
-        given = values.is_not_null()
-        if values.dtype.is_integer():
-            words = values.fill_null(0).cast(pl.Int64, wrap_numerical=True).to_numpy().view(np.uint64)
-        else:
-            # Text is hashed once per distinct value, not once per row.
-            codes = values.cast(pl.String).fill_null("")
-            distinct = codes.unique(maintain_order=True)
-            hashed = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) for text in distinct]
-            words = codes.replace_strict(distinct, pl.Series(hashed, dtype=pl.UInt64)).to_numpy()
-        mixed = splitmix64(words + offset)
-        return pl.Series((mixed % np.uint64(params.buckets)).astype(np.int32) + 1) * given
+        buckets = to_buckets(splitmix64(_words(values) + offset), params.buckets)
+        if values.null_count():
+            buckets[values.is_null().to_numpy()] = 0
+        return pl.Series(buckets)
 
-    return pl.col(source).map_batches(bucket, return_dtype=pl.Int32, is_elementwise=True)
+    def index(values: pl.Expr) -> pl.Expr:
+        return values.map_batches(bucket, return_dtype=pl.Int32, is_elementwise=True)
+
+    if isinstance(dtype, pl.List):
+        return pl.col(source).list.eval(index(pl.element())).fill_null([])
+    return index(pl.col(source))
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:
@@ -56,9 +65,31 @@ def rows(params: Params, state: dict[str, Any]) -> int:
     return params.buckets + 1
 
 
-def splitmix64(words: np.ndarray) -> np.ndarray:
-    """Steele, Lea & Flood's finaliser of 64-bit words (OOPSLA 2014); uint64 [N] → uint64 [N]."""
-    words = words + np.uint64(0x9E3779B97F4A7C15)
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def _words(values: pl.Series) -> np.ndarray:
+    """Values → uint64 [N], whatever stands for a null; methods of a Series cost much for one row, so there are few."""
+    if values.dtype.is_integer():
+        whole = values.fill_null(0) if values.null_count() else values
+        return whole.cast(pl.Int64, wrap_numerical=True).to_numpy().view(np.uint64)
+    texts = values.cast(pl.String)
+    if texts.null_count():
+        texts = texts.fill_null("")
+    if len(texts) <= _FEW:
+        return _digests(texts)
+    # Of many texts each distinct one is hashed once.
+    distinct = texts.unique(maintain_order=True)
+    return _digests(distinct)[texts.cast(pl.Enum(distinct)).to_physical().to_numpy()]
+
+
+def _digests(texts: Iterable[str]) -> np.ndarray:
+    hashed = [int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) for text in texts]
+    return np.array(hashed, dtype=np.uint64)
+
+
+def seed_word(seed: int) -> np.uint64:
+    """What a seed adds to the first word that is hashed."""
+    return np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
+
+
+def to_buckets(hashes: np.ndarray, buckets: int) -> np.ndarray:
+    """Hashes, uint64 [N] → 1 … buckets, int32 [N]."""
+    return (hashes % np.uint64(buckets)).astype(np.int32) + 1

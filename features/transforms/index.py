@@ -39,7 +39,7 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     """Int32 indices or List(Int32), unchanged but for the cut; a null becomes 0 or an empty list."""
     if isinstance(dtype, pl.List):
         return (pl.col(source).list.tail(params.last) if params.last else pl.col(source)).fill_null([])
-    return pl.col(source).cast(pl.Int32).fill_null(0)
+    return (pl.col(source) if isinstance(dtype, pl.Int32) else pl.col(source).cast(pl.Int32)).fill_null(0)
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:

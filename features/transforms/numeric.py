@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, fit_scale, number, scaled
+from features.transforms._fitting import Fitting, finite, fit_scale, float64, known, scaled
 
 YIELDS = ("dense",)
 
@@ -26,15 +26,17 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
         InputError: the source holds no numbers.
     """
     data.require_number()
-    return fit_scale(data.frame, _raw(data.source, params))
+    return fit_scale(data.frame, _raw(finite(float64(pl.col(data.source))), params))
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
     """Float32; a missing value becomes the mean."""
-    value = _raw(source, params)
-    return scaled(value, state) if params.standardise else value.fill_null(state["mean"]).cast(pl.Float32)
+    value = float64(pl.col(source), dtype)
+    raw = _raw(value, params)
+    if params.standardise:
+        return known(scaled(raw, state), value, dtype, missing=0.0).cast(pl.Float32)
+    return known(raw, value, dtype, missing=state["mean"]).cast(pl.Float32)
 
 
-def _raw(source: str, params: Params) -> pl.Expr:
-    value = number(source)
+def _raw(value: pl.Expr, params: Params) -> pl.Expr:
     return value.clip(lower_bound=0).log1p() if params.log else value

@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, number
+from features.transforms._fitting import Fitting, finite, float64, known
 
 YIELDS = ("dense",)
 
@@ -17,10 +17,15 @@ YIELDS = ("dense",)
 class Params(Settings):
     """Parameters of the rate."""
 
-    per: str
+    per: str = Field(min_length=1)
     """Column of totals beside the source's column of counts."""
     strength: float = Field(default=10.0, gt=0)
     """How many observations the prior weighs."""
+
+
+def inputs(source: str, params: Params) -> tuple[str, ...]:
+    """The counts and the totals."""
+    return source, params.per
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
@@ -31,11 +36,13 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
     """
     data.require_number()
     data.require_number(params.per)
-    count, total = data.frame.select(number(data.source).sum().alias("c"), number(params.per).sum().alias("t")).row(0)
+    count, total = (finite(float64(pl.col(column))).sum() for column in (data.source, params.per))
+    count, total = data.frame.select(count.alias("count"), total.alias("total")).row(0)
     return {"prior": count / total if total else 0.0}
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
     """Float32 difference from the prior, so that 0 is nothing known."""
-    smoothed = (number(source) + params.strength * state["prior"]) / (number(params.per) + params.strength)
-    return (smoothed - state["prior"]).fill_null(0.0).cast(pl.Float32)
+    count, total = float64(pl.col(source), dtype), float64(pl.col(params.per))
+    smoothed = (count + params.strength * state["prior"]) / (total + params.strength)
+    return known(smoothed - state["prior"], count + total, None, missing=0.0).cast(pl.Float32)

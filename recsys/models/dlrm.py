@@ -44,8 +44,8 @@ class DLRM(nn.Module):
             raise InputError("dlrm has a dense arch and the schema no dense feature; add one to [[features]]")
         dim = dims.pop()
         self.keys = [feature.name for feature in schema.embedded]
-        self.sparse_arch = EmbeddingBagCollection(tables=bag_tables(schema), device=device)
-        self.dense_arch = mlp((len(schema.dense), *config.dense_layers, dim), last_linear=False)
+        self.sparse_arch = EmbeddingBagCollection(tables=bag_tables(schema), is_weighted=schema.weighted, device=device)
+        self.dense_arch = mlp((schema.dense_width, *config.dense_layers, dim), last_linear=False)
         self.interaction_arch = DotInteraction(len(self.keys) + 1)
         self.over_arch = mlp((dim + self.interaction_arch.out_dim, *config.over_layers, 1), last_linear=True)
 

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from pydantic import Field
 
+from features.examples import Examples
 from features.online import Event, MemoryStore
 from features.settings import Settings
 from recsys import bundle as bundles
@@ -54,7 +55,7 @@ def replay(
     feed = Recommender(bundle, store, recommend)
     feed.seed()
     popular = Recommender(bundle, store, recommend, feed.fallback, rank=False)
-    tail = pl.read_parquet(examples / "interactions.parquet").filter(pl.col("part") == 2).sort("row")
+    tail = Examples.open(examples).interactions(2)
     if config.max_events is not None:
         tail = tail.head(config.max_events)
 

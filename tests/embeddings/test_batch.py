@@ -2,8 +2,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import nn
+from torchrec import EmbeddingBagCollection, PoolingType
 
-from embeddings.batch import Share, jagged, ranking_batch, sequence_batch
+from embeddings.batch import Columns, Share, jagged, ranking_batch, sequence_batch
+from embeddings.tables import bag_tables
 from features.schema import FeatureSpec, Schema
 
 SCHEMA = Schema(
@@ -64,6 +67,103 @@ def test_a_slice_of_a_list_column_holds_its_own_values_alone():
     assert (values.tolist(), lengths.tolist()) == ([4, 5], [0, 2])
     values, lengths = jagged(pl.concat([EXAMPLES, EXAMPLES.slice(2)], rechunk=False)["genres"])
     assert (values.tolist(), lengths.tolist()) == ([4, 5, 6, 6], [0, 2, 1, 1])
+
+
+def test_vectors_are_columns_among_the_dense_ones():
+    vector = FeatureSpec(name="image", kind="vector", source="item.image", transform="vector", width=2)
+    schema = SCHEMA.model_copy(update={"features": (SCHEMA.features[0], vector, *SCHEMA.features[1:])})
+    image = pl.Series("image", [[1, 2], [3, 4], [5, 6]], dtype=pl.Array(pl.Float32, 2))
+    dense = ranking_batch(EXAMPLES.with_columns(image), schema).dense
+    assert dense is not None
+    assert schema.dense_width == 4
+    assert dense.dtype == torch.float32
+    assert torch.equal(dense, torch.tensor([[0.5, 1, 2, 1], [1.5, 3, 4, 2], [2.5, 5, 6, 3]]))
+
+
+WEIGHTED = Schema(
+    features=(
+        FeatureSpec(name="genres", kind="bag", source="item.genres", transform="lookup", rows=9, dim=4, table="shared"),
+        FeatureSpec(name="item_id", kind="sparse", source="item.index", transform="index", rows=5, dim=4),
+        FeatureSpec(
+            name="tags",
+            kind="bag",
+            source="item.tags",
+            transform="lookup",
+            rows=9,
+            dim=4,
+            table="shared",
+            weights="item.w",
+        ),
+    ),
+    label="like",
+    items=4,
+    users=1,
+)
+TAGGED = pl.DataFrame(
+    {
+        "genres": [[1, 2, 3, 4], [], [5], [6, 6]],
+        "item_id": [1, 2, 3, 4],
+        "tags": [[], [1, 2], [3, 4, 5], [7]],
+        "tags__weights": [[], [3.0, -1.0], [0.0, 0.0, 0.0], [0.25]],
+    },
+    schema_overrides={
+        "genres": pl.List(pl.Int32),
+        "item_id": pl.Int32,
+        "tags": pl.List(pl.Int32),
+        "tags__weights": pl.List(pl.Float32),
+    },
+)
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [2, 1, 1], [0]], ids=["all", "gathered", "an empty bag"])
+def test_sums_with_the_batchs_weights_are_weighted_means(rows: list[int]):
+    tables = EmbeddingBagCollection(
+        tables=bag_tables(WEIGHTED), is_weighted=True, device=torch.device("cpu")
+    ).requires_grad_(False)
+    for weight in tables.parameters():
+        nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+    shared, item = (tables.embedding_bags[name].weight for name in ("shared", "item_id"))
+    expected = {
+        "genres": [shared[[1, 2, 3, 4]].mean(0), torch.zeros(4), shared[5], shared[6]],
+        "item_id": [item[1], item[2], item[3], item[4]],
+        "tags": [torch.zeros(4), (3 * shared[1] - shared[2]) / 4, torch.zeros(4), shared[7]],
+    }
+    whole = Columns.of(TAGGED, WEIGHTED)
+    for batch in (ranking_batch(TAGGED[rows], WEIGHTED), whole.take(np.array(rows)).batch()):
+        assert batch.sparse is not None
+        pooled = tables(batch.sparse).to_dict()
+        for name, of_rows in expected.items():
+            torch.testing.assert_close(pooled[name], torch.stack([of_rows[row] for row in rows]))
+
+
+def test_without_weights_there_are_none_and_bags_are_averaged():
+    sparse = ranking_batch(EXAMPLES, SCHEMA).sparse
+    assert sparse is not None
+    assert sparse.weights_or_none() is None
+    assert {table.pooling for table in bag_tables(SCHEMA)} == {PoolingType.MEAN}
+    assert {table.pooling for table in bag_tables(WEIGHTED)} == {PoolingType.SUM}
+
+
+def test_weights_of_other_lengths_are_refused():
+    wrong = TAGGED.with_columns(tags__weights=pl.Series([[1.0], [1.0], [], []], dtype=pl.List(pl.Float32)))
+    with pytest.raises(AssertionError, match="tags has other lengths than its weights"):
+        ranking_batch(wrong, WEIGHTED)
+
+
+@pytest.mark.parametrize("schema", [SCHEMA, WEIGHTED], ids=["plain", "weighted"])
+def test_joined_parts_are_the_whole(schema: Schema):
+    frame = EXAMPLES if schema is SCHEMA else TAGGED
+    whole = Columns.of(frame, schema)
+    # Slices, whose Arrow offsets do not begin at 0.
+    joined = Columns.join([Columns.of(frame.slice(first, rows), schema) for first, rows in ((0, 1), (1, 0), (1, 9))])
+    rows = np.array([2, 0, 1, 1])
+    for one, other in ((joined, whole), (joined.take(rows), whole.take(rows))):
+        assert one.rows == other.rows
+        for name in ("ids", "offsets", "weights"):
+            for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
+                np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(one.dense, other.dense)
+        np.testing.assert_array_equal(one.label, other.label)
 
 
 def test_without_labels_or_dense_features():

@@ -9,18 +9,27 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from features import manifest, pipeline
+from features import manifest, pipeline, registry
+from features.counters import Counter
 from features.encoder import Encoder, load_schema
 from features.errors import InputError
-from features.events import RawLog
-from features.online import Event, MemoryStore, UserState
-from features.pipeline import Config, Label, prepare
+from features.events import RawLog, in_one_part
+from features.examples import Examples
+from features.fold import Plan
+from features.moment import Asked, Moment, load_snapshot
+from features.online import Event, MemoryStore
+from features.pipeline import NAMES, Config, Label, prepare
 from features.schema import FeatureSpec
-from features.temporal import PARTS
 
 START = 1_700_000_000_000
 ITEMS = [f"i{n}" for n in range(25)]
 CLICKS = ("click", "like")
+COUNTERS = (
+    Counter(name="today", by=("item",), window="6h", resolution="1h"),
+    Counter(name="taste", by=("user", "item.categories"), half_life="8h"),
+    Counter(name="abroad", by=("item", "user.country")),
+    Counter(name="trend", by=("item.categories",), half_life="2h", resolution="30m"),
+)
 
 SPECS = tuple(
     FeatureSpec.model_validate(dict(zip(("name", "kind", "source", "transform"), line.split(), strict=True)) | more)
@@ -28,14 +37,28 @@ SPECS = tuple(
         ("user sparse user.index index", {}),
         ("item sparse item.index index", {}),
         ("recent bag request.history index", {"table": "item", "params": {"last": 3}}),
-        ("history bag request.history index", {"table": "item"}),
+        ("history bag request.history index", {"table": "item", "weights": "request.history_recency"}),
         ("categories bag item.categories lookup", {}),
+        ("tags bag item.tags lookup", {"weights": "item.tag_weights"}),
+        ("past_categories bag history.categories lookup", {"table": "categories"}),
+        ("past_actions bag request.history_actions lookup", {}),
+        ("past_gaps bag request.history_gaps quantile", {"params": {"buckets": 5}}),
         ("country sparse user.country hashing", {"params": {"buckets": 7}}),
-        ("device sparse request.device lookup", {}),
+        ("device sparse request.device lookup", {"params": {"min_count": 3}}),
         ("hour sparse request.timestamp calendar", {}),
+        ("device_hour sparse feature.device cross", {"params": {"with": ["hour", "item"], "buckets": 50}}),
         ("price dense item.price numeric", {}),
+        ("price_level sparse item.price quantile", {"params": {"buckets": 3}}),
+        ("content vector item.content vector", {}),
+        ("words vector item.title text", {"params": {"dim": 4, "buckets": 64}}),
+        ("age dense item.created_at elapsed", {}),
         ("user_count dense request.user_events numeric", {"params": {"log": True}}),
         ("item_count dense request.item_events numeric", {}),
+        ("item_today dense request.today_events numeric", {"params": {"log": True}}),
+        ("taste dense request.taste_events numeric", {}),
+        ("taste_rate dense request.taste_positives rate", {"params": {"per": "taste_events"}}),
+        ("abroad dense request.abroad_positives numeric", {}),
+        ("trend dense request.trend_events numeric", {"params": {"log": True}}),
         ("user_rate dense request.user_positives rate", {"params": {"per": "user_events"}}),
         ("item_rate dense request.item_positives rate", {"params": {"per": "item_events"}}),
         ("idle dense request.user_last_timestamp elapsed", {}),
@@ -48,6 +71,7 @@ LEARNS_NOTHING = tuple(
     for spec in SPECS
     if spec.transform in ("index", "calendar", "hashing", "numeric")
 )
+"""Scales and vocabularies are learned from all training parts, which with leave-one-out end late."""
 
 
 def events(rows: int = 700, seed: int = 0) -> pl.DataFrame:
@@ -76,14 +100,20 @@ def log(table: pl.DataFrame) -> RawLog:
         "item_id": ITEMS,
         "categories": [[f"c{n % 4}", f"c{n % 7}"] if n % 5 else None for n in range(25)],
         "price": [float(n) if n % 6 else None for n in range(25)],
+        "tags": [[f"t{n % 3}", f"t{n % 5}"][: n % 3] for n in range(25)],
+        "tag_weights": [[0.5 + n, 2.0][: n % 3] for n in range(25)],
+        "content": [[float(n), 1.0, -2.0] if n % 8 else None for n in range(25)],
+        "title": [f"the {n % 7} of {'night' if n % 2 else 'day'}" for n in range(25)],
+        "created_at": [START + n * 3_600_000 if n % 4 else None for n in range(25)],
     }
     users = pl.DataFrame({"user_id": range(60), "country": [None if n % 9 == 0 else f"u{n % 4}" for n in range(60)]})
-    return RawLog(events=table, items=pl.DataFrame(described), users=users, source="made up")
+    return RawLog(parts=in_one_part(table, "made up"), items=pl.DataFrame(described), users=users, source="made up")
 
 
 def config(**changes: Any) -> Config:
     defaults: dict[str, Any] = {
         "history_actions": CLICKS,
+        "counters": COUNTERS,
         "label": Label(name="click", actions=CLICKS),
         "max_history": 6,
         "ranker_history": 4,
@@ -99,6 +129,16 @@ def made(out: Path, table: pl.DataFrame, settings: Config, specs: tuple[FeatureS
     return out
 
 
+def examples(split: Path, part: str) -> pl.DataFrame:
+    """The encoded examples of a part, with the keys of their requests."""
+    opened = Examples.open(split)
+    number = NAMES.index(part)
+    found = [opened.requests(block, number) for block in range(len(opened.blocks))]
+    requests = pl.concat(frame for frame in found if frame.height)
+    keys = requests.select("row", "user_code", "user_index", "item_index", "timestamp", "label")
+    return pl.concat([keys, opened.encoder.encode(requests)], how="horizontal")
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("run") / "examples", events(), config())
@@ -110,35 +150,44 @@ def test_counts_add_up(prepared: Path) -> None:
     rows = facts["rows"]
     assert rows["read"] == 702 == rows["valid"] + rows["quarantined"]
     assert rows["reasons"] == {"timestamp: negative": 1, "user_id: missing": 1}
-    assert pl.read_parquet(prepared / "events.parquet").height == rows["valid"]
-    assert pl.read_parquet(prepared / "quarantine.parquet").height == rows["quarantined"]
+    assert rows["unknown_items"] > 0
+    assert sum(pl.read_parquet(path).height for path in (prepared / "log").iterdir()) == rows["valid"]
+    assert sum(pl.read_parquet(path).height for path in (prepared / "quarantine").iterdir()) == rows["quarantined"]
     for split, counts in facts["splits"].items():
-        assert sum(counts[part]["events"] for part in PARTS) == rows["valid"]
-        for part in PARTS:
-            examples = pl.read_parquet(prepared / split / "ranking" / f"{part}.parquet")
-            assert counts[part]["examples"] == examples.height == counts[part]["events"]
-            assert counts[part]["positives"] == examples["label"].sum()
-        interactions = pl.read_parquet(prepared / split / "interactions.parquet")
-        assert interactions.height == rows["interactions"] == sum(counts[part]["positives"] for part in PARTS)
+        assert sum(counts[part]["events"] for part in NAMES) == rows["valid"]
+        for part in NAMES:
+            table = examples(prepared / split, part)
+            assert counts[part]["examples"] == table.height == counts[part]["events"]
+            assert counts[part]["positives"] == table["label"].sum()
+        interactions = Examples.open(prepared / split).interactions()
+        assert interactions.height == rows["interactions"] == sum(counts[part]["positives"] for part in NAMES)
         for name in ("users", "items"):
             table = pl.read_parquet(prepared / split / f"{name}.parquet")
             assert table["index"].to_list() == list(range(counts[name] + 1))
             assert table[f"{name[:-1]}_id"].null_count() == 1  # row 0 stands for all others
 
 
+def test_every_transform_is_tried_here() -> None:
+    assert {spec.transform for spec in SPECS} == set(registry.known("features.transforms"))
+
+
 def test_examples_are_what_the_schema_says(prepared: Path) -> None:
     schema = load_schema(prepared / "time")
     assert Encoder.load(prepared / "time").schema == schema
-    for part in PARTS:
-        examples = pl.read_parquet(prepared / "time" / "ranking" / f"{part}.parquet")
+    for part in NAMES:
+        table = examples(prepared / "time", part)
         for feature in schema.features:
-            column = examples[feature.name]
+            column = table[feature.name]
             flat = column.explode(empty_as_null=False) if feature.kind == "bag" else column
             assert column.null_count() == flat.null_count() == 0
-            if feature.kind != "dense":
+            if feature.kind in ("sparse", "bag"):
                 assert feature.rows is not None
                 assert flat.is_between(0, feature.rows - 1).all()
-    late = pl.read_parquet(prepared / "time" / "ranking" / "test.parquet")
+            if feature.kind == "vector":
+                assert column.dtype == pl.Array(pl.Float32, feature.width or 0)
+            if feature.weights is not None:
+                assert table[feature.name + "__weights"].list.len().equals(column.list.len())
+    late = examples(prepared / "time", "test")
     assert (late["user"] == 0).any()  # the log has people and items that nobody knew
     assert (late["item"] == 0).any()
 
@@ -153,25 +202,31 @@ def spoilt(table: pl.DataFrame, at: int) -> pl.DataFrame:
     )
 
 
-def before(path: Path, at: int) -> pl.DataFrame:
-    return pl.read_parquet(path).filter(pl.col("timestamp") < at)
+def before(table: pl.DataFrame, at: int) -> pl.DataFrame:
+    return table.filter(pl.col("timestamp") < at)
 
 
 def test_the_future_changes_nothing_by_time(prepared: Path, tmp_path: Path) -> None:
     """Also not what was learned: everything up to the test part stays, bit by bit."""
-    tail = pl.read_parquet(prepared / "time" / "ranking" / "test.parquet")
+    tail = examples(prepared / "time", "test")
     at = int(tail["timestamp"][50])
-    other = made(tmp_path / "examples", spoilt(events(), at), config())
-    kept = [f"{kind}/{part}.parquet" for kind in ("ranking", "sequences") for part in ("train", "valid")]
-    for name in [*kept, "snapshot/users.parquet", "snapshot/items.parquet", "users.parquet", "items.parquet"]:
-        assert_frame_equal(pl.read_parquet(other / "time" / name), pl.read_parquet(prepared / "time" / name))
-    for name in ("schema.json", "transforms.json", "item_features.arrow"):
-        assert (other / "time" / name).read_bytes() == (prepared / "time" / name).read_bytes()
-    for kind in ("ranking", "sequences"):
-        mine, theirs = (root / "time" / kind / "test.parquet" for root in (prepared, other))
-        assert before(mine, at).height >= 20
-        assert_frame_equal(before(theirs, at), before(mine, at))
-        assert not pl.read_parquet(mine).equals(pl.read_parquet(theirs))
+    other = made(tmp_path / "examples", spoilt(events(), at), config()) / "time"
+    mine = prepared / "time"
+    for part in ("train", "valid"):
+        assert_frame_equal(examples(other, part), examples(mine, part))
+        name = f"sequences/{part}.parquet"
+        assert_frame_equal(pl.read_parquet(other / name), pl.read_parquet(mine / name))
+    for name in ("snapshot/users.parquet", "snapshot/counters.parquet", "snapshot/items.parquet", "users.parquet"):
+        order = pl.read_parquet(mine / name).columns[:2]
+        assert_frame_equal(pl.read_parquet(other / name).sort(order), pl.read_parquet(mine / name).sort(order))
+    for name in ("items.parquet", "schema.json", "transforms.json", "item_features.arrow"):
+        assert (other / name).read_bytes() == (mine / name).read_bytes()
+    theirs = examples(other, "test")
+    assert before(tail, at).height >= 20
+    assert_frame_equal(before(theirs, at), before(tail, at))
+    assert not tail.equals(theirs)
+    asked, changed = (pl.read_parquet(split / "sequences" / "test.parquet") for split in (mine, other))
+    assert_frame_equal(before(changed, at), before(asked, at))
 
 
 @pytest.mark.parametrize("place", [0.6, 0.9])
@@ -186,69 +241,57 @@ def test_the_future_changes_nothing_leave_one_out(tmp_path: Path, place: float) 
     )
     mine = made(tmp_path / "mine", table, settings, LEARNS_NOTHING)
     theirs = made(tmp_path / "theirs", changed, settings, LEARNS_NOTHING)
-    for part in PARTS:
-        name = f"leave_one_out/ranking/{part}.parquet"
-        assert before(mine / name, at).height > 0
-        assert_frame_equal(before(theirs / name, at), before(mine / name, at))
+    for part in NAMES:
+        kept = before(examples(mine / "leave_one_out", part), at)
+        assert kept.height > 0
+        assert_frame_equal(before(examples(theirs / "leave_one_out", part), at), kept)
     for part in ("valid", "test"):
         name = f"leave_one_out/sequences/{part}.parquet"
-        assert_frame_equal(before(theirs / name, at), before(mine / name, at))
+        changed, kept = (before(pl.read_parquet(root / name), at) for root in (theirs, mine))
+        assert_frame_equal(changed, kept)
 
 
-def snapshot(split: Path) -> tuple[dict[Any, UserState], dict[Any, tuple[int, int]]]:
-    users: dict[Any, UserState] = {}
-    for row in pl.read_parquet(split / "snapshot" / "users.parquet").iter_rows(named=True):
-        columns = [row[name] for name in ("item_id", "timestamp", "action", "value", "positive")]
-        history = tuple(Event(row["user_id"], *event) for event in zip(*columns, strict=True))
-        users[row["user_id"]] = UserState(history, row["events"], row["positives"], row["last_timestamp"])
-    return users, {item: counts for item, *counts in pl.read_parquet(split / "snapshot" / "items.parquet").iter_rows()}
-
-
-def request_frame(store: MemoryStore, split: Path, row: dict[str, Any]) -> pl.DataFrame:
-    """What a recommender knows when one user is about to meet one item; see `features.encoder`."""
+def moment(split: Path, encoder: Encoder, settings: Config) -> Moment:
     tables = {name: pl.read_parquet(split / f"{name}s.parquet")[f"{name}_id"].to_list() for name in ("user", "item")}
-    index = {name: {key: i for i, key in enumerate(keys) if i} for name, keys in tables.items()}
-    state, counts = store.user(row["user_id"]), store.items([row["item_id"]])
-    return pl.DataFrame(
-        {
-            "user_index": [index["user"].get(row["user_id"], 0)],
-            "item_index": [index["item"].get(row["item_id"], 0)],
-            "timestamp": [row["timestamp"]],
-            "user_events": [state.events],
-            "user_positives": [state.positives],
-            "item_events": counts.events,
-            "item_positives": counts.positives,
-            "user_last_timestamp": [state.last_timestamp],
-            "history": [[index["item"].get(event.item_id, 0) for event in state.history[-config().ranker_history :]]],
-        },
-        schema_overrides={
-            "user_index": pl.Int32,
-            "item_index": pl.Int32,
-            "user_last_timestamp": pl.Int64,
-            "history": pl.List(pl.Int32),
-        },
-    ).with_columns(pl.Series("device", [row["device"]]))
+    plan = Plan.of(settings.counters, (spec.source for spec in SPECS), settings.ranker_history, 0, 0)
+    users = {user: index for index, user in enumerate(tables["user"]) if index}
+    return Moment.load(split, plan, encoder.requested, tables["item"], users)
 
 
 def test_online_equals_offline(prepared: Path) -> None:
     """The tail of the log through a store and the encoder, one request at a time, gives the examples of the batch."""
-    split = prepared / "time"
-    encoder, store = Encoder.load(split), MemoryStore(retain=config().retain)
-    assert store.seed(*snapshot(split))
-    offline = pl.read_parquet(split / "ranking" / "test.parquet")
-    tail = pl.read_parquet(prepared / "events.parquet").tail(offline.height)
+    split, settings = prepared / "time", config()
+    encoder, store = Encoder.load(split), MemoryStore(retain=settings.retain)
+    now = moment(split, encoder, settings)
+    assert store.seed(*load_snapshot(split))
+    offline = examples(split, "test")
+    log = pl.concat([pl.read_parquet(path) for path in sorted((prepared / "log").iterdir())]).tail(offline.height)
     online: list[pl.DataFrame] = []
-    for row in tail.iter_rows(named=True):
-        online.append(encoder.encode(request_frame(store, split, row)))
+    for row in log.iter_rows(named=True):
+        asked = Asked(row["user_id"], row["timestamp"], {"device": row["device"]})
+        item = np.array([[now.item_index.get(row["item_id"], 0)]])
+        online.append(encoder.encode(now.frame([asked], [store.history(row["user_id"])], item, store)))
         if row["action"] in CLICKS:
-            store.append([Event(*(row[name] for name in ("user_id", "item_id", "timestamp", "action", "value")), True)])
-    features = [feature.name for feature in encoder.schema.features]
-    assert_frame_equal(pl.concat(online), offline.select(features), check_exact=True)
+            happened = Event(*(row[name] for name in ("user_id", "item_id", "timestamp", "action", "value")), True)
+            store.append([happened], [now.increments(happened)])
+    found = pl.concat(online)
+    # An item that nobody knew when the features were fitted is asked for as nobody: its own counters are not looked up.
+    known = offline["item_index"] > 0
+    assert known.sum() > 100
+    assert_frame_equal(found.filter(known), offline.select(found.columns).filter(known), check_exact=True)
+    together = encoder.encode(
+        now.frame([asked, asked], [store.history(row["user_id"])] * 2, np.array([[1, 2, 3], [3, 2, 4]]), store)
+    )
+    alone = [
+        encoder.encode(now.frame([asked], [store.history(row["user_id"])], np.array([[item]]), store))
+        for item in (1, 2, 3, 3, 2, 4)
+    ]
+    assert_frame_equal(together, pl.concat(alone), check_exact=True)
 
 
 def test_every_step_of_a_sequence_is_predicted_once(prepared: Path) -> None:
     for split in ("time", "leave_one_out"):
-        interactions = pl.read_parquet(prepared / split / "interactions.parquet").filter(pl.col("part") == 0)
+        interactions = Examples.open(prepared / split).interactions(0)
         steps: list[tuple[int, int, int]] = []
         for user, items, times in pl.read_parquet(prepared / split / "sequences" / "train.parquet").iter_rows():
             assert 2 <= len(items) == len(times) <= config().max_history + 1
@@ -261,43 +304,29 @@ def test_every_step_of_a_sequence_is_predicted_once(prepared: Path) -> None:
         assert sorted(steps) == sorted(wanted)
 
 
-def test_negatives_were_never_met(tmp_path: Path) -> None:
-    """Also for those who have met nearly everything; who has met everything gets none."""
-    keen = [(user, item) for user, last in ((100, 25), (101, 24)) for item in range(last)]
-    table = pl.concat(
-        [
-            events().head(300).select("user_id", "item_id", "timestamp"),
-            pl.DataFrame({"user_id": [u for u, _ in keen], "item_id": [f"i{i}" for _, i in keen]}).with_columns(
-                timestamp=START + pl.int_range(pl.len()) * 60_000
-            ),
-        ]
-    ).filter(pl.col("item_id").is_in(ITEMS))
-    settings = config(history_actions=(), label=Label(negatives=3), splits=("leave_one_out",))
-    counting = {"name": "met", "kind": "dense", "source": "request.item_events", "transform": "numeric"}
-    specs = (*SPECS[:4], FeatureSpec.model_validate(counting | {"params": {"standardise": False}}))
+def test_negatives_were_shown_before_and_not_met_before(tmp_path: Path) -> None:
+    """Uniformly, and with their own counters."""
+    table = events(3000).select("user_id", "item_id", "timestamp").filter(pl.col("item_id").is_in(ITEMS[:20]))
+    settings = config(history_actions=(), label=Label(negatives=3), splits=("leave_one_out",), counters=())
+    counting = {"name": "count", "kind": "dense", "source": "request.item_events", "transform": "numeric"}
+    specs = (SPECS[0], SPECS[1], FeatureSpec.model_validate(counting | {"params": {"standardise": False}}))
     out = made(tmp_path / "examples", table, settings, specs)
     split = out / "leave_one_out"
-    met = pl.read_parquet(split / "interactions.parquet")
-    drawn: list[int] = []
-    for number, part in enumerate(PARTS):
-        examples = pl.read_parquet(split / "ranking" / f"{part}.parquet")
-        negatives = examples.filter(pl.col("label") == 0)
-        known = met.filter(pl.col("part") <= number).select("user_index", "item_index")
-        assert negatives.join(known, on=["user_index", "item_index"], how="semi").is_empty()
-        assert negatives["item_index"].is_between(1, 25).all()
-        asked = met.filter(pl.col("part") == number)
-        assert examples["label"].sum() == asked.height
-        all_met = known.unique().group_by("user_index").len().filter(pl.col("len") == 25)["user_index"]
-        assert negatives.height == 3 * asked.filter(~pl.col("user_index").is_in(all_met.implode())).height
-        drawn += negatives["item_index"].to_list()
-    assert set(drawn) == set(range(1, 26))
-    person = pl.read_parquet(split / "users.parquet")["user_id"].to_list().index(101)
-    last = pl.read_parquet(split / "ranking" / "test.parquet").filter(user_index=person, label=0)
-    assert last["item_index"].to_list() == [25] * 3
-    row = met.filter(user_id=101, part=2)["row"][0]
-    times_met = met.filter(pl.col("row") < row, item_id="i24").height
-    assert times_met > 0
-    assert last["met"].to_list() == [times_met] * 3  # its own counters, not those of the item that was met
+    met = Examples.open(split).interactions()
+    found = pl.concat([examples(split, part) for part in NAMES]).sort("row", maintain_order=True)
+    assert found["label"].sum() == met.height
+    drawn = found.filter(pl.col("label") == 0)
+    assert drawn.height > 1.5 * met.height  # who has met nearly everything gets few
+    pairs = met.select("user_index", "item_index", met_row="row")
+    again = drawn.join(pairs, on=["user_index", "item_index"]).filter(pl.col("met_row") <= pl.col("row"))
+    assert again.is_empty()
+    first = met.group_by("item_index").agg(pl.col("row").min().alias("first"))
+    assert drawn.join(first, on="item_index", how="left").select((pl.col("first") < pl.col("row")).all()).item()
+    late = drawn.filter(pl.col("row") > 500)["item_index"].value_counts()["count"]
+    assert len(late) == 20
+    for row in drawn.sample(50, seed=1).iter_rows(named=True):
+        past = met.filter((pl.col("row") < row["row"]) & (pl.col("item_index") == row["item_index"]))
+        assert row["count"] == past.height
 
 
 def test_a_failure_leaves_nothing_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,10 +360,14 @@ def changed(name: str, **changes: Any) -> tuple[FeatureSpec, ...]:
         ({"history_actions": ("buy",)}, SPECS, "prepare.history_actions = ['buy'] matches no row"),
         ({}, changed("price", source="item.cost"), "feature price: item has no column 'cost' (found: index, item_id"),
         ({}, changed("price", source="item.item_id"), "feature price: 'item_id' is String, not a number"),
-        ({}, changed("user_rate", params={"per": "x"}), "feature user_rate: no column 'x' beside user_positives"),
+        (
+            {},
+            changed("user_rate", params={"per": "x"}),
+            "feature user_rate: no column 'x' beside request.user_positives",
+        ),
         ({}, changed("user_rate", params={}), "feature user_rate: params.per"),
         ({}, changed("hour", params={"part": "year"}), "feature hour: params.part = 'year'"),
-        ({}, changed("device", transform="index"), "feature device: transform 'index' needs user.index"),
+        ({}, changed("device", transform="index", params={}), "feature device: transform 'index' needs user.index"),
         ({}, changed("hour", kind="dense"), "feature hour: transform 'calendar' yields sparse, not dense"),
         ({}, changed("recent", kind="sparse"), "use kind = 'bag' for lists"),
         ({}, changed("item", table="user"), "features user and item share table user but not its shape"),
@@ -359,9 +392,11 @@ def test_columns_of_the_pipeline_may_not_be_brought_along(tmp_path: Path) -> Non
 def test_a_log_too_short_or_without_a_clock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="split leave_one_out: no interactions in the training or the test part"):
         made(tmp_path, events().head(2), config(history_actions=(), label=Label(negatives=1)))
-    timeless = RawLog(events=events().head(9), source="s", has_clock=False)
+    timeless = RawLog(parts=in_one_part(events().head(9), "s"), source="s", has_clock=False)
     with pytest.raises(InputError, match=r"s has no times, only positions; set prepare.splits = \['leave_one_out'\]"):
         prepare(timeless, config(), SPECS, tmp_path / "examples", {})
+    with pytest.raises(InputError, match="s has no times; counter today can have no window and no half_life"):
+        prepare(timeless, config(splits=("leave_one_out",)), SPECS, tmp_path / "examples", {})
 
 
 def test_schemas_differ_in_what_was_learned(prepared: Path, tmp_path: Path) -> None:

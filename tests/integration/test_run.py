@@ -130,7 +130,7 @@ def test_rows_that_fail_go_to_the_quarantine(tmp_path: Path, capsys: pytest.Capt
     manifest = json.loads((examples / "manifest.json").read_text())
     assert manifest["rows"]["read"] == 203
     assert manifest["rows"]["valid"] == 200
-    reasons = pl.read_parquet(examples / "quarantine.parquet")["reason"].to_list()
+    reasons = pl.read_parquet(examples / "quarantine" / "*.parquet")["reason"].to_list()
     assert sorted(reasons) == ["item_id: missing", "row: repeats an earlier one", "timestamp: negative"]
 
 

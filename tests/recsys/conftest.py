@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -7,9 +8,21 @@ from features.datasets import synthetic
 from features.schema import FeatureSpec
 
 
-@pytest.fixture(scope="session")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small simulated world, prepared and split by time."""
+def feature(name: str, kind: Any, source: str, transform: str, **more: Any) -> FeatureSpec:
+    return FeatureSpec(name=name, kind=kind, source=source, transform=transform, **more)
+
+
+FEATURES = (
+    feature("user_id", "sparse", "user.index", "index"),
+    feature("item_id", "sparse", "item.index", "index", table="item"),
+    feature("history", "bag", "request.history", "index", table="item"),
+    feature("categories", "bag", "item.categories", "lookup"),
+    feature("popularity", "dense", "request.item_events", "numeric"),
+)
+
+
+def prepared(out: Path, features: tuple[FeatureSpec, ...]) -> Path:
+    """A small simulated world, split by time."""
     world = synthetic.Config(users=150, items=120, events=12_000, base_rate=0.2, seed=3)
     config = pipeline.Config(
         splits=("time",),
@@ -17,13 +30,19 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         history_actions=("click", "like", "share"),
         label=pipeline.Label(name="click", actions=("click", "like", "share")),
     )
-    specs = (
-        FeatureSpec(name="user_id", kind="sparse", source="user.index", transform="index"),
-        FeatureSpec(name="item_id", kind="sparse", source="item.index", transform="index", table="item"),
-        FeatureSpec(name="history", kind="bag", source="request.history", transform="index", table="item"),
-        FeatureSpec(name="categories", kind="bag", source="item.categories", transform="lookup"),
-        FeatureSpec(name="popularity", kind="dense", source="request.item_events", transform="numeric"),
-    )
-    out = tmp_path_factory.mktemp("synthetic") / "examples"
-    pipeline.prepare(synthetic.load(world), config, specs, out, {})
+    pipeline.prepare(synthetic.load(world), config, features, out, {})
     return out / "time"
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A split whose bags are pooled by their means."""
+    return prepared(tmp_path_factory.mktemp("synthetic") / "examples", FEATURES)
+
+
+@pytest.fixture(scope="session")
+def weighted_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, where the longer ago something was, the more it weighs."""
+    weighted = FEATURES[2].model_copy(update={"weights": "request.history_gaps"})
+    gaps = feature("gaps", "bag", "request.history_gaps", "quantile")
+    return prepared(tmp_path_factory.mktemp("weighted") / "examples", (*FEATURES[:2], weighted, *FEATURES[3:], gaps))

@@ -1,14 +1,21 @@
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from embeddings.batch import Batch
 from features.errors import InputError
 from features.schema import FeatureSpec, Schema
-from recsys.data import NextItemReader, Place, RankingReader, SequenceReader, batches
+from recsys import data
+from recsys.data import NextItemReader, Place, Position, RankingReader, SequenceReader, batches
 
-ITEMS, BATCH, WORLDS = 50, 7, (1, 2, 3)
+ITEMS, BATCH, WORLDS, WORKERS = 50, 7, (1, 2, 3), (0, 1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +28,10 @@ def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def sequence_reader(path: Path, rank: int = 0, world: int = 1, *, seed: int = 5, negatives: int | None = None):
-    return SequenceReader(path, ITEMS, BATCH, seed, negatives, Place(rank, world))
+def sequence_reader(
+    path: Path, rank: int = 0, world: int = 1, *, seed: int = 5, negatives: int | None = None, workers: int = 1
+) -> SequenceReader:
+    return SequenceReader(path, ITEMS, BATCH, seed, negatives, Place(rank, world), workers)
 
 
 def rows_of(batch) -> list[tuple[list[int], list[int]]]:
@@ -115,22 +124,44 @@ SCHEMA = Schema(
 )
 
 
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """101 examples, told apart by `item_id`."""
-    path = tmp_path_factory.mktemp("examples") / "train.parquet"
-    row = np.arange(101)
-    pl.DataFrame(
-        {
-            "user_code": row % 9,
-            "label": (row % 2).astype(np.float32),
-            "item_id": row,
-            "history": [list(range(i % 4)) for i in row],
-            "price": (row / 2).astype(np.float32),
-        },
-        schema_overrides={"item_id": pl.Int32, "history": pl.List(pl.Int32)},
-    ).write_parquet(path)
-    return path
+@dataclass
+class Memory:
+    """101 examples, told apart by `item_id`, in blocks of different sizes."""
+
+    sizes: tuple[int, ...] = (30, 25, 1, 20, 25)
+    broken: int | None = None
+    """A block that cannot be read."""
+    schema: Schema = SCHEMA
+    read_blocks: list[int] = field(default_factory=list)
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.array(self.sizes)
+
+    def read(self, number: int) -> pl.DataFrame:
+        self.read_blocks.append(number)
+        if number == self.broken:
+            raise OSError(f"block {number} is broken")
+        row = np.arange(sum(self.sizes[:number]), sum(self.sizes[: number + 1]))
+        return pl.DataFrame(
+            {
+                "user_code": row % 9,
+                "label": (row % 2).astype(np.float32),
+                "item_id": row,
+                "history": [list(range(i % 4)) for i in row],
+                "price": (row / 2).astype(np.float32),
+            },
+            schema_overrides={"item_id": pl.Int32, "history": pl.List(pl.Int32)},
+        )
+
+
+def example(i: int) -> tuple[int, int, float, float]:
+    """As `ranking_rows` says it."""
+    return i, i % 4, i / 2, i % 2
+
+
+def ranking_reader(source: Memory, rank: int = 0, world: int = 1, *, seed: int = 0, workers: int = 1) -> RankingReader:
+    return RankingReader(source, BATCH, seed, Place(rank, world), workers)
 
 
 def ranking_rows(batch) -> list[tuple[int, int, float, float]]:
@@ -143,27 +174,185 @@ def ranking_rows(batch) -> list[tuple[int, int, float, float]]:
     return [row for row, weight in zip(rows, weights, strict=True) if weight]
 
 
+@pytest.fixture(params=[1000, 50, 10], ids=["one pool", "several pools", "a pool a block"])
+def pool_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(data, "POOL_ROWS", request.param)
+    return request.param
+
+
+@pytest.fixture
+def several_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "POOL_ROWS", 50)
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.usefixtures("pool_rows")
 @pytest.mark.parametrize("world", WORLDS)
-def test_examples_come_once_an_epoch_in_equal_parts(examples: Path, world: int):
-    readers = [RankingReader(examples, SCHEMA, BATCH, 0, Place(rank, world)) for rank in range(world)]
-    whole = list(RankingReader(examples, SCHEMA, BATCH, 0, Place()).epoch(1))
+def test_examples_come_once_an_epoch_in_equal_parts(world: int):
+    readers = [ranking_reader(Memory(), rank, world) for rank in range(world)]
+    whole = list(ranking_reader(Memory()).epoch(1))
     parts = list(zip(*(reader.epoch(1) for reader in readers), strict=True))
     rows = [[row for part in step for row in ranking_rows(part)] for step in parts]
     assert rows == [ranking_rows(batch) for batch in whole]
+    assert len(rows) == len(readers[0]) == 15
+    assert {len(step) for step in rows} == {6, 7}
     flat = [row for step in rows for row in step]
-    assert sorted(flat) == [(i, i % 4, i / 2, i % 2) for i in range(101)]
+    assert sorted(flat) == [example(i) for i in range(101)]
     assert flat != sorted(flat)
-    for step, batch in zip(parts, whole, strict=True):
-        assert {part.share.rows for part in step} == {len(ranking_rows(batch))}
-        assert len({len(part.dense) for part in step}) == 1
+    for step, (part, *others) in enumerate(parts):
+        assert all(other.share == part.share for other in others)
+        assert (part.share.step, part.share.rows) == (15 + step, len(rows[step]))
+        assert {len(other.dense) for other in others} <= {len(part.dense)}
 
 
+@pytest.mark.usefixtures("pool_rows")
+def test_the_examples_order_depends_on_seed_and_epoch_alone():
+    def order(seed: int, epoch: int):
+        return [ranking_rows(batch) for batch in ranking_reader(Memory(), seed=seed).epoch(epoch)]
+
+    assert order(5, 0) == order(5, 0)
+    assert order(5, 0) != order(5, 1)
+    assert order(5, 0) != order(6, 0)
+
+
+def test_all_blocks_are_shuffled_together_if_they_fit_and_are_read_once():
+    source = Memory()
+    reader = ranking_reader(source)
+    first = [row[0] for batch in reader.epoch(0) for row in ranking_rows(batch)]
+    # The halves of the epoch are drawn from all blocks alike: 50 of 101 rows, give or take four deviations.
+    assert abs(sum(row < 50 for row in first[:50]) - 25) < 4 * 2.5
+    assert len(list(reader.epoch(1))) == len(reader)
+    assert sorted(source.read_blocks) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("several_pools")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_no_more_than_the_next_pool_is_read_ahead(monkeypatch: pytest.MonkeyPatch, workers: int):
+    monkeypatch.setattr(data, "AHEAD", 1)
+    source = Memory(sizes=(25,) * 8)
+    made = 0 if workers == 0 else BATCH
+    for batch in ranking_reader(source, workers=workers).epoch(0):
+        made += len(ranking_rows(batch))
+        assert 25 * len(source.read_blocks) < made + (50 if workers == 0 else 100)
+    assert sorted(source.read_blocks) == list(range(8))
+
+
+def test_batches_are_counted_before_anything_is_read():
+    source = Memory(sizes=(10**6,) * 100)
+    assert len(RankingReader(source, 1000, 0, Place())) == 100_000
+    assert not source.read_blocks
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    """All that a batch holds."""
+    jagged = [tensor for kjt in (batch.sparse, batch.sequences) if kjt for tensor in (kjt.values(), kjt.lengths())]
+    plain = [tensor for tensor in (batch.dense, batch.weights) if tensor is not None]
+    return [*jagged, *plain, *(batch.labels or {}).values()]
+
+
+def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.share == other.share
+        assert [t.dtype for t in tensors(one)] == [t.dtype for t in tensors(other)]
+        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+@pytest.mark.usefixtures("pool_rows", "no_thread_is_left")
+@pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_in_order_is_the_files_order(examples: Path, world: int):
-    steps = zip(
-        *(RankingReader(examples, SCHEMA, BATCH, 0, Place(r, world)).in_order() for r in range(world)), strict=True
-    )
-    assert [row[0] for step in steps for part in step for row in ranking_rows(part)] == list(range(101))
+def test_an_epoch_goes_on_where_it_stopped(windows: Path, world: int, workers: int):
+    for rank in range(world):
+        for make in (
+            lambda workers, rank=rank: ranking_reader(Memory(), rank, world, workers=workers),
+            lambda workers, rank=rank: sequence_reader(windows, rank, world, negatives=4, workers=workers),
+        ):
+            whole = list(make(0).epoch(2))
+            position = Position(epoch=2, batch=0)
+            for done in range(len(whole) + 1):
+                saved = json.loads(json.dumps(asdict(position)))
+                assert saved == ({"epoch": 2, "batch": done} if done < len(whole) else {"epoch": 3, "batch": 0})
+                if done in (0, 1, 4, 7, 8, 14):
+                    position = Position(**saved)
+                    assert_equal(list(make(workers).epoch(position.epoch, position.batch)), whole[done:])
+                position = position.after(len(whole))
+            assert not list(make(workers).epoch(2, len(whole)))
+
+
+@pytest.mark.usefixtures("several_pools")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_pools_that_are_done_are_not_read_again(workers: int):
+    source = Memory()
+    reader = ranking_reader(source, workers=workers)
+    assert list(reader.epoch(0, len(reader) - 1))
+    assert 0 < sum(source.sizes[block] for block in source.read_blocks) <= 50
+
+
+@pytest.mark.usefixtures("several_pools", "no_thread_is_left")
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("broken", range(5))
+def test_a_workers_error_is_raised_where_batches_are_asked_for(workers: int, broken: int):
+    batches = ranking_reader(Memory(broken=broken), workers=workers).epoch(0)
+    with pytest.raises(OSError, match=f"block {broken} is broken"):
+        list(batches)
+    assert not list(batches)
+
+
+@pytest.mark.usefixtures("several_pools", "no_thread_is_left")
+@pytest.mark.parametrize("workers", WORKERS)
+def test_who_stops_early_leaves_no_thread(windows: Path, workers: int):
+    for reader in (ranking_reader(Memory(), workers=workers), sequence_reader(windows, workers=workers)):
+        for _ in reader.epoch(0):
+            break
+        closed = reader.epoch(0)
+        next(closed)
+        closed.close()  # pyright: ignore[reportAttributeAccessIssue]
+        forgotten = reader.epoch(0)
+        next(forgotten)
+        del forgotten
+        assert len(list(reader.epoch(0))) == len(reader)
+
+
+@pytest.mark.usefixtures("several_pools", "no_thread_is_left")
+def test_closing_does_not_wait_for_blocks_that_no_one_wants():
+    closing, held_up = threading.Event(), threading.Event()
+
+    class Slow(Memory):
+        def read(self, number: int) -> pl.DataFrame:
+            if len(self.read_blocks) == 2:  # the first of the second pool
+                held_up.set()
+                assert closing.wait(timeout=60)
+            return super().read(number)
+
+    source = Slow(sizes=(25,) * 8)
+    iterator = ranking_reader(source).epoch(0)
+    next(iterator)
+    assert held_up.wait(timeout=60)
+    timer = threading.Timer(0.1, closing.set)
+    timer.start()
+    iterator.close()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(source.read_blocks) == 3
+    timer.join()
+
+
+@pytest.mark.usefixtures("pool_rows")
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_in_order_is_the_logs_order(world: int, workers: int):
+    steps = zip(*(ranking_reader(Memory(), r, world, workers=workers).in_order() for r in range(world)), strict=True)
+    rows, users = [], []
+    for step in steps:
+        for batch, user_B in step:
+            rows += ranking_rows(batch)
+            users += user_B.tolist()
+    assert rows == [example(i) for i in range(101)]
+    assert users == [i % 9 for i in range(101)]
 
 
 @pytest.mark.parametrize("world", WORLDS)

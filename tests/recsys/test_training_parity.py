@@ -19,6 +19,7 @@ import torch
 
 from embeddings import sharding
 from features.encoder import load_schema
+from features.examples import Examples
 from features.manifest import read, read_json
 from recsys import checkpoint, distributed
 from recsys.data import Place, RankingReader, SequenceReader
@@ -38,9 +39,11 @@ class Job:
 
     config: ModelConfig
     form: sharding.Form
+    weighted: bool
+    """Whether its bags are."""
 
-    def __call__(self, examples: Path, out: Path) -> None:
-        train(self.config, sharding.Config(forms=(self.form,)), examples, out, {})
+    def __call__(self, examples: dict[bool, Path], out: Path) -> None:
+        train(self.config, sharding.Config(forms=(self.form,)), examples[self.weighted], out, {})
 
 
 def retriever(loss: str, optimizer: dict[str, object]) -> RetrieverConfig:
@@ -60,24 +63,35 @@ MODELS: dict[str, ModelConfig] = {
     # Adam and Adagrad hide the scale of a gradient; SGD does not.
     "retriever, sampled loss": retriever("sampled", {"sparse": "sgd", "sparse_lr": 1.0}),
     "ranker": RankerConfig(train=RankerLoop(epochs=2, batch_size=255)),
+    "ranker, weighted bags": RankerConfig(train=RankerLoop(epochs=2, batch_size=255, workers=2)),
 }
-JOBS = {f"{name}, {form}": Job(config, form) for name, config in MODELS.items() for form in ("row_wise", "table_wise")}
+JOBS = {
+    f"{name}, {form}": Job(config, form, weighted="weighted" in name)
+    for name, config in MODELS.items()
+    for form in ("row_wise", "table_wise")
+}
 
 
-def train_all(examples: Path, out: Path) -> None:
+def train_all(examples: dict[bool, Path], out: Path) -> None:
     """Every job; started once in each process, for starting costs more than training."""
     for name, job in JOBS.items():
         job(examples, out / name)
 
 
 @pytest.fixture(scope="module")
-def runs(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def splits(examples: Path, weighted_examples: Path) -> dict[bool, Path]:
+    """Whether bags are weighted → the examples."""
+    return {False: examples, True: weighted_examples}
+
+
+@pytest.fixture(scope="module")
+def runs(splits: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Where the checkpoints are of one process, of one process again, and of two."""
     folder = tmp_path_factory.mktemp("runs")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take most of the time
     for name, processes in (("one", 1), ("again", 1), ("two", 2)):
-        distributed.launch(train_all, distributed.Config(nproc=processes), examples, folder / name)
+        distributed.launch(train_all, distributed.Config(nproc=processes), splits, folder / name)
     torch.set_num_threads(threads)
     return {name: folder / name for name in ("one", "again", "two")}
 
@@ -99,22 +113,22 @@ def outputs(task: RetrievalTask | RankingTask, examples: Path) -> dict[str, torc
     if isinstance(task, RetrievalTask):
         reader = SequenceReader(examples / "sequences" / "train.parquet", schema.items, 64, 0, None, Place())
     else:
-        reader = RankingReader(examples / "ranking" / "train.parquet", schema, 256, 0, Place())
+        reader = RankingReader(Examples.open(examples).of_part(0), 256, 0, Place())
     with torch.inference_mode():
         return task.eval().model(next(iter(reader.epoch(0))))
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_one_process_twice_is_bit_identical(runs: dict[str, Path], examples: Path, name: str):
-    config = JOBS[name].config
+def test_one_process_twice_is_bit_identical(runs: dict[str, Path], splits: dict[bool, Path], name: str):
+    config, examples = JOBS[name].config, splits[JOBS[name].weighted]
     assert losses(runs["one"] / name).tolist() == losses(runs["again"] / name).tolist()
     one, again = (trained(runs[run] / name, config, examples).state_dict() for run in ("one", "again"))
     assert all(torch.equal(one[key], again[key]) for key in one)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_two_processes_repeat_one(runs: dict[str, Path], examples: Path, name: str):
-    job = JOBS[name]
+def test_two_processes_repeat_one(runs: dict[str, Path], splits: dict[bool, Path], name: str):
+    job, examples = JOBS[name], splits[JOBS[name].weighted]
     form_of = [
         table["form"] for tables in (read(runs["two"] / name) or {})["plan"].values() for table in tables.values()
     ]
@@ -136,3 +150,10 @@ def test_two_processes_repeat_one(runs: dict[str, Path], examples: Path, name: s
 def test_the_plan_changes_nothing(runs: dict[str, Path], model: str):
     row_wise, table_wise = (losses(runs["two"] / f"{model}, {form}") for form in ("row_wise", "table_wise"))
     np.testing.assert_allclose(row_wise, table_wise, atol=LOSS, rtol=0)
+
+
+def test_a_checkpoint_knows_where_its_state_was_saved(runs: dict[str, Path]):
+    for name in JOBS:
+        facts = read(runs["two"] / name) or {}
+        assert facts["position"] == {"epoch": facts["best_epoch"] + 1, "batch": 0}
+        assert read_json(runs["two"] / name / checkpoint.POSITION) == facts["position"]

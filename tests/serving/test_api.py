@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
+from features.examples import Examples
 from features.online import MemoryStore
 from recsys import bundle as bundles
 from recsys import inference
@@ -39,8 +39,8 @@ def test_feeds_over_http_equal_the_recommenders_while_events_arrive(
     loaded = bundles.load(finished_run.directory / "bundle" / "time")
     own = Recommender(loaded, MemoryStore(), inference.Config())
     own.seed()
-    tail = pl.read_parquet(finished_run.directory / "examples" / "time" / "interactions.parquet")
-    for event in events(tail.filter(pl.col("part") == 2).sort("row").head(60)):
+    tail = Examples.open(finished_run.directory / "examples" / "time").interactions(2)
+    for event in events(tail.head(60)):
         asked = {"user_id": event.user_id, "k": 10, "timestamp": event.timestamp}
         answer = client.post("/v1/recommend", json=asked).json()
         expected = own.recommend(Request(user_id=event.user_id, k=10, timestamp=event.timestamp))

@@ -14,7 +14,7 @@ def test_spaces_and_blank_lines_mean_nothing(tmp_path: Path) -> None:
     path.write_text("  1 10  20 \r\n\n2\t30\n \n")
     log = load(Config(path=path))
     assert not log.has_clock
-    assert log.events.rows() == [(1, 10, 0), (1, 20, 1), (2, 30, 0)]
+    assert next(iter(log.parts)).read().rows() == [(1, 10, 0), (1, 20, 1), (2, 30, 0)]
 
 
 def test_attributes_become_names(tmp_path: Path) -> None:
