@@ -1,13 +1,14 @@
 """Features of a simulated log: Feedline against pandas, and against Polars merely rewriting the same files.
 
-    python benchmarks/bench_features.py                        20 million events, the peer on a million, scaled by rows
+    python benchmarks/bench_features.py                        20 million events, the peer on two million, scaled by rows
     python benchmarks/bench_features.py --events 100000000 --no-peer
     python benchmarks/bench_features.py --quick --json
 
 Every measurement is a process of its own: its wall time and its largest resident memory are what the operating system
 says. Feedline's time is all of `prepare` (validation, codes, as-of features, split, fit, sequences, snapshot) and then
-every training, validation and test example encoded once. The peer computes the same features with what pandas offers
-for each: grouped running sums, rolling windows, merge_asof, factorize, cut; what both have is compared value by value.
+every training, validation and test example encoded once. The peer reads the same Parquet, computes the same features
+with what pandas offers for each (grouped running sums, rolling windows, merge_asof, factorize, qcut) and writes them to
+Parquet; what both keep as it is, is compared value by value.
 """
 
 import argparse
@@ -133,10 +134,10 @@ def peer(directory: Path, rows: int) -> dict[str, Any]:
     """The same features in pandas, of the first `rows` events; leaves those that are compared in a file."""
     import pandas as pd
 
-    events = pl.scan_parquet(directory / "log").head(rows).collect().to_pandas()
-    items = pl.read_parquet(directory / "items.parquet").to_pandas()
-    users = pl.read_parquet(directory / "users.parquet").to_pandas()
+    pl.scan_parquet(directory / "log").head(rows).sink_parquet(directory / "slice.parquet")
     started = time.perf_counter()
+    events = pd.read_parquet(directory / "slice.parquet")
+    items, users = pd.read_parquet(directory / "items.parquet"), pd.read_parquet(directory / "users.parquet")
     events["row"] = np.arange(len(events))
     events["clicked"] = events["action"].isin(CLICKS).astype("int64")
     events = events.merge(users, on="user_id", how="left").merge(
@@ -201,6 +202,7 @@ def peer(directory: Path, rows: int) -> dict[str, Any]:
     out["past_categories"] = out["history"].map(
         lambda past: [kind for item in past for kind in code_to_categories[item]] if isinstance(past, list) else []
     )
+    out.to_parquet(directory / "peer_features.parquet")
     seconds = time.perf_counter() - started
     kept = pd.DataFrame({f"{name}_events": count for name, count in counts.items()})
     kept["taste_events"], kept["user_last_timestamp"] = taste, last["last"]
@@ -263,7 +265,7 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=20_000_000)
-    parser.add_argument("--peer-rows", type=int, default=1_000_000)
+    parser.add_argument("--peer-rows", type=int, default=2_000_000)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--quick", action="store_true", help="a million events; under a minute")
     parser.add_argument("--json", action="store_true")

@@ -3,6 +3,7 @@
 B batch, F dense features, N ids in all (jagged).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchrec import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from features.moment import Ragged
 from features.schema import WEIGHTS, Schema
 
 
@@ -129,6 +131,30 @@ class Columns:
             label=examples["label"].to_numpy().astype(np.float32) if "label" in examples.columns else None,
             user=examples["user_code"].to_numpy() if "user_code" in examples.columns else None,
         )
+
+    @classmethod
+    def of_arrays(cls, rows: int, columns: Mapping[str, np.ndarray | Ragged], schema: Schema) -> Self:
+        """The same from `features.instant.Encoded`."""
+        ids: list[np.ndarray] = []
+        offsets: list[np.ndarray | None] = []
+        weights: list[np.ndarray | None] = []
+        for feature in schema.embedded:
+            column = columns[feature.name]
+            ragged = isinstance(column, Ragged)
+            ids.append(column.values if ragged else column)
+            offsets.append(column.edge if ragged else None)
+            weight = columns[feature.name + WEIGHTS] if feature.weights is not None else None
+            weights.append(_normalised(weight.values, weight.edge) if isinstance(weight, Ragged) else None)
+        dense = np.empty((rows, schema.dense_width), dtype=np.float32) if schema.dense else None
+        at = 0
+        for feature in schema.dense:
+            width = feature.width or 1
+            column = columns[feature.name]
+            assert dense is not None
+            assert isinstance(column, np.ndarray)
+            dense[:, at : at + width] = column.reshape(rows, width)
+            at += width
+        return cls(schema, rows, ids, offsets, weights, dense, None, None)
 
     @classmethod
     def join(cls, parts: "list[Columns]") -> "Columns":

@@ -47,8 +47,9 @@ class Counter(Settings):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     """Its columns are `request.<name>_events` and `request.<name>_positives`."""
-    by: tuple[str, ...] = Field(min_length=1)
-    """What it counts by: `user`, `item`, or a column of their tables, as `item.categories`; a list counts each."""
+    by: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """What it counts by, one thing or two: `user`, `item`, or a column of their tables, as `item.categories`; a list
+    counts each of its values."""
     window: str | None = None
     """How far it looks back, as `30m`, `24h`, `7d`, `2w`; whole buckets, the present one included."""
     half_life: str | None = None
@@ -140,8 +141,8 @@ class Counter(Settings):
         return key
 
     def values(self, total: np.ndarray) -> np.ndarray:
-        """Weighted sums as the numbers of a request frame: int32, or float64 where events decay."""
-        return total.astype(np.int32) if self.half_life is None else total / DECAY_UNIT
+        """Weighted sums as the numbers of a request frame: int64, or float64 where events decay."""
+        return total if self.half_life is None else total / DECAY_UNIT
 
     def look_back(self, counts: Counts, bucket: int) -> tuple[np.ndarray, np.ndarray]:
         """Weighted sums (events, positives) of each key as of a moment in `bucket`; int64 [K] each."""

@@ -27,7 +27,7 @@ import polars as pl
 
 from features.counters import Delta
 from features.errors import InputError
-from features.events import Part, RawLog, Validator
+from features.events import Part, RawLog, Validator, nothing_valid
 from features.fold import Plan, Prior, Rows, State, done, frame, groupings, happenings, people_of
 from features.folding import Folder, write_part
 from features.histories import Interactions
@@ -99,7 +99,13 @@ def fold(folder: Folder, directory: Path, report: Callable[[str], None]) -> tupl
     if folder.plan.negatives:
         raise InputError("prepare.label.negatives are drawn part after part; leave --engine ray out, or set actions")
     # The first part decides the types, and a rehearsal tells early what cannot work.
-    events, _ = folder.validated(parts[0])
+    events = pl.DataFrame()
+    for part in parts:
+        events, _ = folder.validated(part)
+        if events.height:
+            break
+    if not events.height:
+        raise nothing_valid(folder.log, 0, [])
     state = folder.begin(directory / "state", events, resumed=False)
     scratch = directory / "scratch"
     scratch.mkdir()
@@ -177,9 +183,14 @@ def _summarise(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
     task: _Task = ray.get(shared)
     number, part = row["number"], task.parts[row["number"]]
     try:
-        events, refused = _validated(task, part)
+        _summarise_part(task, number, part)
     except InputError as error:
         return {"number": number, "error": str(error)}
+    return {"number": number, "error": ""}
+
+
+def _summarise_part(task: _Task, number: int, part: Part) -> None:
+    events, refused = _validated(task, part)
     state = State.empty(task.plan, task.tables["user"], task.tables["item"])
     users, items = state.users, state.items
     log = state.code(events)
@@ -202,7 +213,6 @@ def _summarise(shared: Any, row: dict[str, Any]) -> dict[str, Any]:
     log.write_ipc(task.scratch / f"log-{number}")
     refused.write_ipc(task.scratch / f"refused-{number}")
     _save(task.scratch / f"summary-{number}", summary)
-    return {"number": number, "error": ""}
 
 
 def _written(shared: Any, row: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ context columns of the log.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, Self
@@ -36,7 +37,7 @@ Place = Literal["item", "user", "history", "moment", "feature"]
 
 
 @dataclass(frozen=True)
-class _Feature:
+class Feature:
     """A declared feature with its transform, and the columns that it reads where it is computed."""
 
     spec: FeatureSpec
@@ -47,6 +48,7 @@ class _Feature:
     inputs: tuple[str, ...]
 
     def expr(self, schema: Mapping[str, pl.DataType], state: dict[str, Any]) -> pl.Expr:
+        """Its expression over a frame of that schema."""
         return self.module.expr(self.source, schema[self.source], self.params, state).alias(self.spec.name)
 
     @property
@@ -104,35 +106,7 @@ class Encoder:
         readable = {name: dtype for name, dtype in requests.schema.items() if name not in ("user_index", "item_index")}
         features = resolve(specs, items.schema, users.schema, readable)
         beside = _beside(features)
-        moment = _gathered(requests, items, users, beside)
-        highest = {"item.index": items.height - 1, "user.index": users.height - 1, "request.history": items.height - 1}
-        resolved: dict[str, FeatureSpec] = {}
-        states: dict[str, dict[str, Any]] = {}
-        # Features of features come last: they are fitted on the others' columns.
-        for feature in sorted(features, key=lambda feature: feature.place == "feature"):
-            spec = feature.spec
-            column = spec.source.split(".")[1]
-            if feature.place == "feature":
-                # They learn nothing from values: a frame without rows tells the types.
-                frame = pl.DataFrame(schema={name: pl.Int32 for name in feature.inputs})
-            elif feature.place == "moment":
-                frame = moment
-            else:
-                frame = (users if feature.place == "user" else items).slice(1)
-            known = None
-            if counted is not None and spec.source.startswith("request.") and feature.place == "moment":
-                known = _counted(counted, column)
-            fitting = Fitting(frame, feature.source, highest.get(spec.source), known)
-            try:
-                states[spec.name] = feature.module.fit(fitting, feature.params)
-            except InputError as error:
-                raise InputError(f"feature {spec.name}: {error}") from None
-            update: dict[str, Any] = {}
-            if spec.kind in ("sparse", "bag"):
-                update["rows"] = feature.module.rows(feature.params, states[spec.name])
-            elif spec.kind == "vector":
-                update["width"] = feature.module.width(feature.params, states[spec.name])
-            resolved[spec.name] = spec.model_copy(update=update)
+        states, resolved = _fit(features, items, users, requests, counted)
         try:
             schema = Schema(
                 features=tuple(resolved[spec.name] for spec in specs),
@@ -149,6 +123,21 @@ class Encoder:
             _static(features, states, items, "item", beside),
             _static(features, states, users, "user", beside),
         )
+
+    @classmethod
+    def rehearse(
+        cls, specs: tuple[FeatureSpec, ...], items: pl.DataFrame, users: pl.DataFrame, requests: pl.DataFrame
+    ) -> None:
+        """Try on a few requests whether the features suit the data; what is learned from so few is not looked at.
+
+        Raises:
+            InputError: as `fit`, but for what depends on the values of all of them.
+        """
+        readable = {name: dtype for name, dtype in requests.schema.items() if name not in ("user_index", "item_index")}
+        features = resolve(specs, items.schema, users.schema, readable)
+        # A decomposition takes long, and asks only that there are words.
+        quick = [feature for feature in features if feature.spec.transform != "text"]
+        _fit(quick, items, users, requests, None)
 
     def encode(self, requests: pl.DataFrame) -> pl.DataFrame:
         """All features of a request frame, one column a feature in the schema's order; B rows in, B rows out.
@@ -186,6 +175,16 @@ class Encoder:
             self._cache[name] = column.explode(empty_as_null=False).to_numpy(), _offsets(column)
         return self._cache[name]
 
+    @cached_property
+    def placed(self) -> list[Feature]:
+        """Every feature, with where it is computed and from what; those made of others come after them."""
+        return [_fitted(spec, self) for spec in self.schema.features]
+
+    @property
+    def encode_order(self) -> list[str]:
+        """Columns that `encode` gives."""
+        return self._work(None).order
+
     @property
     def requested(self) -> tuple[str, ...]:
         """Columns of the request frame that are read, beside `user_index` and `item_index`."""
@@ -215,6 +214,42 @@ class Encoder:
         )
 
 
+def _fit(
+    features: list[Feature], items: pl.DataFrame, users: pl.DataFrame, requests: pl.DataFrame, counted: Counted | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, FeatureSpec]]:
+    """What each transform learns, and each feature with its rows or width."""
+    moment = _gathered(requests, items, users, _beside(features))
+    highest = {"item.index": items.height - 1, "user.index": users.height - 1, "request.history": items.height - 1}
+    resolved: dict[str, FeatureSpec] = {}
+    states: dict[str, dict[str, Any]] = {}
+    # Features of features come last: they are fitted on the others' columns.
+    for feature in sorted(features, key=lambda feature: feature.place == "feature"):
+        spec = feature.spec
+        column = spec.source.split(".")[1]
+        if feature.place == "feature":
+            # They learn nothing from values: a frame without rows tells the types.
+            frame = pl.DataFrame(schema={name: pl.Int32 for name in feature.inputs})
+        elif feature.place == "moment":
+            frame = moment
+        else:
+            frame = (users if feature.place == "user" else items).slice(1)
+        known = None
+        if counted is not None and spec.source.startswith("request.") and feature.place == "moment":
+            known = _counted(counted, column)
+        fitting = Fitting(frame, feature.source, highest.get(spec.source), known)
+        try:
+            states[spec.name] = feature.module.fit(fitting, feature.params)
+        except InputError as error:
+            raise InputError(f"feature {spec.name}: {error}") from None
+        update: dict[str, Any] = {}
+        if spec.kind in ("sparse", "bag"):
+            update["rows"] = feature.module.rows(feature.params, states[spec.name])
+        elif spec.kind == "vector":
+            update["width"] = feature.module.width(feature.params, states[spec.name])
+        resolved[spec.name] = spec.model_copy(update=update)
+    return states, resolved
+
+
 @dataclass(frozen=True)
 class _Work:
     """What `encode` does, by name and expression."""
@@ -234,7 +269,7 @@ class _Work:
     def of(cls, encoder: Encoder, columns: dict[str, pl.DataType] | None) -> Self:
         specs = encoder.schema.features
         # Which columns the tables had is known from where their features were put.
-        features = [_fitted(spec, encoder) for spec in specs]
+        features = encoder.placed
         beside = _beside(features)
         tables = {**encoder.items.schema, **encoder.users.schema}
         given: dict[str, pl.DataType] = {**(columns or {}), **{name: tables[name] for name in beside}}
@@ -283,7 +318,7 @@ def resolve(
     items: Mapping[str, pl.DataType],
     users: Mapping[str, pl.DataType],
     requests: Mapping[str, pl.DataType],
-) -> list[_Feature]:
+) -> list[Feature]:
     """Find each feature's transform, parameters and columns, given the types of all there are.
 
     Raises:
@@ -291,7 +326,7 @@ def resolve(
     """
     tables = {"item": items, "user": users, "request": requests, "history": items}
     names = {spec.name: spec for spec in specs}
-    found: list[_Feature] = []
+    found: list[Feature] = []
     for spec in specs:
         feature = _feature(spec, tables)
         entity, column = spec.source.split(".")
@@ -310,6 +345,8 @@ def resolve(
             raise InputError(
                 f"feature {spec.name}: {entity} has no column '{column}' (found: {known}); change its source"
             )
+        if spec.source == "request.history" and spec.transform != "index":
+            raise InputError(f"feature {spec.name}: request.history holds indices of items; use transform = 'index'")
         if feature.place == "moment":
             for name in feature.inputs:
                 if name in requests:
@@ -339,7 +376,7 @@ def resolve(
     return found
 
 
-def _fitted(spec: FeatureSpec, encoder: Encoder) -> _Feature:
+def _fitted(spec: FeatureSpec, encoder: Encoder) -> Feature:
     """The same for a fitted feature, whose columns are known to be there."""
     entity = spec.source.split(".")[0]
     table = {"item": encoder.items, "user": encoder.users}.get(entity)
@@ -349,7 +386,7 @@ def _fitted(spec: FeatureSpec, encoder: Encoder) -> _Feature:
     return _placed(spec, module, params, static=computed)
 
 
-def _feature(spec: FeatureSpec, tables: Mapping[str, Mapping[str, pl.DataType]]) -> _Feature:
+def _feature(spec: FeatureSpec, tables: Mapping[str, Mapping[str, pl.DataType]]) -> Feature:
     module = _transform(spec)
     params = _params(spec, module)
     entity, column = spec.source.split(".")
@@ -359,24 +396,24 @@ def _feature(spec: FeatureSpec, tables: Mapping[str, Mapping[str, pl.DataType]])
     return _placed(spec, module, params, static=static)
 
 
-def _placed(spec: FeatureSpec, module: ModuleType, params: Any, *, static: bool) -> _Feature:
+def _placed(spec: FeatureSpec, module: ModuleType, params: Any, *, static: bool) -> Feature:
     entity, column = spec.source.split(".")
     if entity == "feature":
-        return _Feature(spec, module, params, "feature", column, _inputs(module, column, params))
+        return Feature(spec, module, params, "feature", column, _inputs(module, column, params))
     if entity == "history":
-        return _Feature(spec, module, params, "history", column, (column,))
+        return Feature(spec, module, params, "history", column, (column,))
     if static:
         place: Place = "item" if entity == "item" else "user"
-        return _Feature(spec, module, params, place, column, _inputs(module, column, params))
+        return Feature(spec, module, params, place, column, _inputs(module, column, params))
     source = column if entity == "request" else spec.source
-    return _Feature(spec, module, params, "moment", source, _inputs(module, source, params))
+    return Feature(spec, module, params, "moment", source, _inputs(module, source, params))
 
 
 def _inputs(module: ModuleType, source: str, params: Any) -> tuple[str, ...]:
     return module.inputs(source, params) if hasattr(module, "inputs") else (source,)
 
 
-def _beside(features: list[_Feature]) -> list[str]:
+def _beside(features: list[Feature]) -> list[str]:
     """Columns of the item and user tables that features of the moment read, as `item.<column>`."""
     names = (name for feature in features if feature.place == "moment" for name in feature.inputs)
     return sorted({name for name in names if name.startswith(("item.", "user."))})
@@ -391,7 +428,7 @@ def _gathered(requests: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame, 
 
 
 def _static(
-    features: list[_Feature], states: dict[str, dict[str, Any]], table: pl.DataFrame, entity: str, beside: list[str]
+    features: list[Feature], states: dict[str, dict[str, Any]], table: pl.DataFrame, entity: str, beside: list[str]
 ) -> pl.DataFrame:
     expressions = [pl.col("index")]
     for feature in features:
@@ -411,11 +448,14 @@ def _static(
     return made
 
 
-def _weights(feature: _Feature) -> pl.Expr:
-    return pl.col(str(feature.weights)).cast(pl.List(pl.Float32)).fill_null([]).alias(feature.spec.name + WEIGHTS)
+def _weights(feature: Feature) -> pl.Expr:
+    weights = pl.col(str(feature.weights)).cast(pl.List(pl.Float32)).fill_null([])
+    last = feature.module.tail(feature.params) if hasattr(feature.module, "tail") else None
+    weights = weights if last is None else weights.list.tail(last)
+    return weights.list.eval(pl.element().fill_null(0.0)).alias(feature.spec.name + WEIGHTS)
 
 
-def _check_weights(feature: _Feature, made: pl.DataFrame) -> None:
+def _check_weights(feature: Feature, made: pl.DataFrame) -> None:
     bag, weights = made[feature.spec.name], made[feature.spec.name + WEIGHTS]
     wrong = (bag.list.len() != weights.list.len()).arg_true()
     if len(wrong):

@@ -105,18 +105,21 @@ class Validator:
             InputError: a required column is missing or a reserved one is there, no value of a column has its type, the
                 times are of another unit, or the columns are not those of the parts before.
         """
-        raw = self._complete(part)
+        raw = part.read()
+        if raw.is_empty() and not self.types:
+            return raw, raw.select(pl.lit("", dtype=pl.String).alias("reason")).clear()
+        raw = self._complete(part, raw)
         types = {name: self.types[name] for name in raw.columns}
         checked = [name for name in raw.columns if name in REQUIRED or name in OPTIONAL]
         cast = raw.with_columns(pl.col(name).cast(types[name], strict=False) for name in checked)
         for name in checked:
             given, kept = raw[name].len() - raw[name].null_count(), cast[name].len() - cast[name].null_count()
-            if given and not kept:
+            if given and not kept and self.last_ms is None:
                 raise InputError(
                     f"{part.name}: no value of column '{name}' is {types[name]} (first: "
                     f"{raw[name].drop_nulls()[0]!r}); map the right column under [dataset.columns] or convert it"
                 )
-        if self.log.has_clock:
+        if self.log.has_clock and self.last_ms is None:
             _check_unit(cast["timestamp"], part.name)
         rules = self._rules(raw, cast, checked)
         both = cast.with_columns(raw[name].is_not_null().alias(f"_given_{name}") for name in checked)
@@ -133,14 +136,19 @@ class Validator:
             good, refused = good.filter(~repeated), pl.concat([refused, again], how="diagonal")
         if not good["timestamp"].is_sorted():
             good = good.sort("timestamp", maintain_order=True)
+        late = int((refused["reason"] == _LATE).sum()) if refused.height else 0
+        if late > good.height:
+            raise InputError(
+                f"{part.name}: {late} of its {raw.height} rows are earlier than {self.last_ms}, the last time "
+                "of the parts before it; give the parts in the order of time, or set dataset.partitioned = false"
+            )
         good = good.with_row_index("row", offset=self.rows).with_columns(pl.col("row").cast(pl.Int64))
         self.rows += good.height
         self.last_ms = good["timestamp"][-1] if good.height else self.last_ms
         return good, refused.select(_as_text(name, dtype) for name, dtype in refused.schema.items())
 
-    def _complete(self, part: Part) -> pl.DataFrame:
-        """The part with the columns of the first one, whose types it decides."""
-        raw = part.read()
+    def _complete(self, part: Part, raw: pl.DataFrame) -> pl.DataFrame:
+        """The part with the columns of the first one that has rows, whose types it decides."""
         if self.types:
             if set(raw.columns) != set(self.types):
                 raise InputError(
@@ -153,13 +161,13 @@ class Validator:
                 if name in ("user_id", "item_id"):
                     own = _id_type(raw, name, part.name)
                 if own != self.types[name] and name not in OPTIONAL and name != "timestamp":
-                    try:
-                        raw = raw.with_columns(pl.col(name).cast(self.types[name]))
-                    except pl.exceptions.PolarsError:
+                    cast = raw[name].cast(self.types[name], strict=False)
+                    if not cast.cast(own, strict=False).equals(raw[name], null_equal=True):
                         raise InputError(
                             f"{part.name}: column '{name}' is {own}, and {self.types[name]} in the parts before it; "
-                            "convert it"
-                        ) from None
+                            "convert it, or begin with a part that has values of its kind"
+                        )
+                    raw = raw.with_columns(cast)
             return raw
         for name in REQUIRED:
             if name not in raw.columns:
@@ -191,7 +199,7 @@ class Validator:
         rules.append((time < 0, "timestamp: negative"))
         rules.append((time > MAX_TIMESTAMP_MS, "timestamp: after the year 2100"))
         if self.last_ms is not None:
-            rules.append((time < self.last_ms, "timestamp: earlier than the part before"))
+            rules.append((time < self.last_ms, _LATE))
         if self.log.has_clock and (bounds := _plausible(cast["timestamp"])) is not None:
             rules.append((~time.is_between(*bounds), "timestamp: the clock jumped"))
         if "value" in checked:
@@ -257,16 +265,22 @@ def nothing_valid(log: RawLog, rows: int, refused: Sequence[pl.DataFrame]) -> In
     return InputError(f"{log.source}: none of {rows} rows is valid (first: {first}); check [dataset.columns]")
 
 
+_LATE = "timestamp: earlier than the part before"
+
+
 def _plausible(time: pl.Series) -> tuple[int, int] | None:
-    """The times that a part may have: as far from its middle 99.8 % as ten times their span, and at least 30 days."""
+    """The times that a part may have, seen from its middle 99.8 %.
+
+    Ten times their span back, and 30 days at least; once their span ahead, and a day at least.
+    """
     known = time.drop_nulls().to_numpy()
     if len(known) < 1_000:
         return None
     at = len(known) // 1_000
     middle = np.partition(known, (at, len(known) - 1 - at))
     low, high = int(middle[at]), int(middle[-1 - at])
-    margin = max(10 * (high - low), 30 * DAY_MS)
-    return low - margin, high + margin
+    # What is dated ahead is worse than what is dated back: all that follows would be earlier.
+    return low - max(10 * (high - low), 30 * DAY_MS), high + max(high - low, DAY_MS)
 
 
 def _repeated(events: pl.DataFrame) -> pl.Series:
@@ -293,8 +307,10 @@ def described(given: pl.DataFrame | None, key: str, dtype: pl.DataType, source: 
     if key not in given.columns:
         raise InputError(f"{source}: the {entity} table has no column '{key}'; map it under [dataset.{entity}_columns]")
     known = given.with_columns(pl.col(key).cast(dtype, strict=False))
-    if known[key].null_count():
-        unusable = given[key].filter(known[key].is_null())
+    again = known[key].cast(given.schema[key], strict=False)
+    unlike = known[key].is_null() | (again != given[key]).fill_null(True)
+    if unlike.any():
+        unusable = given[key].filter(unlike)
         raise InputError(
             f"{source}: the {entity} table has {key} = {unusable[0]!r}, and ids of this log are {dtype}; "
             "mend or drop that row"

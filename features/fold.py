@@ -221,7 +221,7 @@ def frame(
         item: the same for its item.
     """
     context = log.select(context_columns(log.columns))
-    if context.width and len(rows.event) != log.height:
+    if context.width and plan.negatives:
         context = context[rows.event]
     runs = rows.runs
 

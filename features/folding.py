@@ -5,7 +5,9 @@ Parts that an earlier run has finished are linked, not done again.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,10 @@ from features.schema import FeatureSpec
 PLACES = ("log", "frames", "quarantine")
 """Folders with a file for each part."""
 
-_OWN = {*DERIVED, "part", "user_index", "item_index", "index", "label", "user_last_timestamp", *HISTORY_COLUMNS}
+_OWN = {
+    *(*DERIVED, *HISTORY_COLUMNS, "part", "user_index", "item_index", "index", "label", "user_last_timestamp"),
+    *("items", "reason"),
+}
 """Columns that the pipeline adds to events and requests."""
 
 _REHEARSED = 200
@@ -66,15 +71,24 @@ class Folder:
             InputError: something is wrong with the log, its tables or the features; says which and why.
         """
         entries, state = list(done), None
-        for number, part in enumerate(self.log.parts):
-            if number < len(done):
-                continue
-            events, refused = self.validated(part)
-            if state is None:
-                state = self.begin(directory / "state", events, resumed=bool(done))
-            log, frame = state.advance(events) if events.height else (None, None)
-            entries.append(write_part(directory, number, part, log, frame, refused))
-            report(f"  {part.name}: {entries[-1]['read']:,} events, {entries[-1]['quarantined']:,} refused")
+        # While a part is folded, the next one is read and the one before is written: three parts are held at most.
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            rest = islice(iter(self.log.parts), len(done), None)
+            coming = reader.submit(self._next, rest)
+            writing: Future[dict[str, Any]] | None = None
+            while (read := coming.result()) is not None:
+                part, events, refused = read
+                if state is None and self.validator.types:
+                    state = self.begin(directory / "state", events, resumed=bool(done))
+                coming = reader.submit(self._next, rest)
+                log, frame = state.advance(events) if state is not None and events.height else (None, None)
+                number = len(entries) + (writing is not None)
+                if writing is not None:
+                    entries.append(_told(writing.result(), report))
+                writing = writer.submit(write_part, directory, number, part, log, frame, refused)
+                del read, events, refused, log, frame
+            if writing is not None:
+                entries.append(_told(writing.result(), report))
         if state is None:
             if not done:
                 raise nothing_valid(self.log, 0, [])
@@ -90,10 +104,14 @@ class Folder:
             for key, ids in self.validator.known.items()
         }
 
+    def _next(self, rest: Iterator[Part]) -> tuple[Part, pl.DataFrame, pl.DataFrame] | None:
+        part = next(rest, None)
+        return None if part is None else (part, *self.validated(part))
+
     def validated(self, part: Part) -> tuple[pl.DataFrame, pl.DataFrame]:
         """(valid, refused) rows of the next part, the valid ones with `interaction` and `positive`."""
         events, refused = self.validator.part(part)
-        return self.rules.mark(events), refused
+        return self.rules.mark(events) if events.height else events, refused
 
     def begin(self, saved: Path, events: pl.DataFrame | None, *, resumed: bool) -> State:
         """The state before the first part that is folded, after everything that can be wrong has been looked at."""
@@ -132,6 +150,9 @@ class Folder:
         types = {name: dtype for name, dtype in log.items() if name not in DERIVED}
         if before["let_through"] != self.let_through or self._retold(out / "state", types):
             return []
+        for number, entry in enumerate(done):
+            if entry["valid"] and not all((out / name / f"{number:05}.parquet").exists() for name in ("log", "frames")):
+                return []
         for name in (*PLACES, "state"):
             shutil.copytree(out / name, directory / name, copy_function=_link, dirs_exist_ok=True)
         self.validator.types = types
@@ -148,7 +169,7 @@ class Folder:
         """Whether the tables now tell something else, that is counted by, of those already met."""
         self.validator.types = types
         self._describe()
-        state = State.empty(self.plan, self.tables["user"], self.tables["item"])
+        state, retold = State.empty(self.plan, self.tables["user"], self.tables["item"]), False
         for entities in (state.users, state.items):
             met = pl.read_parquet(saved / f"{entities.name}s.parquet")
             columns = [entities.key, *sorted(self.plan.counted(entities.name))]
@@ -156,9 +177,9 @@ class Folder:
                 entities.table.select(columns), on=entities.key, how="left", maintain_order="left"
             )
             if not again.equals(met):
-                return True
+                retold = True
         self.validator.types = {}
-        return False
+        return retold
 
     def _rehearse(self, events: pl.DataFrame) -> None:
         """Fit the features on a few rows: what cannot work fails here, before any work."""
@@ -168,10 +189,8 @@ class Folder:
         requests = frame.drop("row", "user_code", "item_code", "label").with_columns(
             pl.Series("user_index", nobody), pl.Series("item_index", nobody)
         )
-        items, users = (
-            with_unknown(table.head(_REHEARSED)) for table in (state.items.described(), state.users.described())
-        )
-        Encoder.fit(self.specs, self.rules.label.name, items, users, requests)
+        items, users = (with_unknown(table) for table in (state.items.described(), state.users.described()))
+        Encoder.rehearse(self.specs, items, users, requests)
 
 
 def write_part(
@@ -210,6 +229,11 @@ def write_part(
         "last_ms": log["timestamp"][-1],
         "frame": file_fingerprint(written),
     }
+
+
+def _told(entry: dict[str, Any], report: Callable[[str], None]) -> dict[str, Any]:
+    report(f"  {entry['name']}: {entry['read']:,} events, {entry['quarantined']:,} refused")
+    return entry
 
 
 def _link(source: str, target: str) -> None:

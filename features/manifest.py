@@ -77,8 +77,13 @@ def finished_directory(directory: Path, manifest: dict[str, Any]) -> Generator[P
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    shutil.rmtree(directory, ignore_errors=True)
+    # The old one goes by renaming, so that at no moment half of it stands under its name.
+    old = directory.with_name(directory.name + ".replaced")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
     aside.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Request frames for requests: what `features.fold` computes from a log, computed from a store.
+"""The columns of request frames for requests: what `features.fold` computes from a log, computed from a store.
 
 B requests, R items for each, K keys.
 """
@@ -13,7 +13,7 @@ import polars as pl
 
 from features import manifest
 from features._hash import hash64, hash_one, splitmix64
-from features.counters import Counter
+from features.counters import DECAY_UNIT, Counter
 from features.entities import attribute_hashes
 from features.fold import HISTORY_COLUMNS, Plan, recency
 from features.online import Counts, Event, Id, Increment, StateStore
@@ -54,6 +54,27 @@ class Described:
         return values[:0] if row is None else values[edge[row] : edge[row + 1]]
 
 
+@dataclass(frozen=True)
+class Ragged:
+    """Lists end to end, and where each begins."""
+
+    values: np.ndarray
+    edge: np.ndarray
+    """int64 [B + 1]"""
+
+    def repeated(self, times: int) -> "Ragged":
+        """Each list so many times."""
+        start, end = np.repeat(self.edge[:-1], times), np.repeat(self.edge[1:], times)
+        return Ragged(*gather_slices(self.values, start, end))
+
+    def last(self, count: int) -> "Ragged":
+        """At most the last `count` of each list."""
+        return Ragged(*gather_slices(self.values, np.maximum(self.edge[:-1], self.edge[1:] - count), self.edge[1:]))
+
+
+Column = np.ndarray | Ragged | list[Any]
+
+
 class Moment:
     """The request frame's columns that features read, from a store's histories and counters."""
 
@@ -84,11 +105,20 @@ class Moment:
         own |= {name for counter in plan.counters for name in counter.columns}
         self.context = tuple(name for name in columns if name not in own)
         self.wanted = frozenset(columns)
+        self._user_axes = {axis for counter in self.counters for axis in counter.by if axis.startswith("user")}
+        self._keep = np.array([counter.keep for counter in self.counters], dtype=np.int64)
+        self._weights = np.concatenate([np.zeros(0, np.int64), *(counter.weights for counter in self.counters)])
+        self._first_weight = np.cumsum(self._keep) - self._keep
         self._item_hash = np.concatenate([[np.uint64(0)], hash64(pl.Series(self.item_ids[1:]))])
-        self._item_rows = {
+        self._item_rows: dict[str, tuple[np.ndarray, np.ndarray]] = {
             column: _reordered(*values, [described["item"].row.get(item, -1) for item in self.item_ids])
             for column, values in described["item"].columns.items()
         }
+        self._of_items = [self._item_part(counter) for counter in self.counters]
+        self._open = np.array(
+            [not counter.personal and any(axis.startswith("user") for axis in counter.by) for counter in self.counters],
+            dtype=bool,
+        )
 
     @classmethod
     def load(
@@ -106,10 +136,12 @@ class Moment:
         actions = manifest.read_json(directory / "actions.json")["actions"]
         return cls(plan, columns, actions, item_ids, user_index, described)
 
-    def frame(
+    def columns(
         self, asked: Sequence[Asked], histories: Sequence[Sequence[Event]], item_BR: np.ndarray, store: StateStore
-    ) -> pl.DataFrame:
-        """The request frame that `features.encoder` describes, a row for each request and item, request by request.
+    ) -> tuple[dict[str, Column], dict[str, Column]]:
+        """The columns of a request frame that features read: of each request [B], and of each of its items [B · R].
+
+        Numbers are float64, NaN where they are missing; history items and actions int32; context values as they came.
 
         Args:
             asked: the requests.
@@ -117,41 +149,31 @@ class Moment:
             item_BR: item indices.
             store: where the counters are.
         """
-        width = item_BR.shape[1]
         recent = [history[-self.plan.history :] for history in histories]
-        people: dict[str, pl.Series] = {
-            "user_index": pl.Series([self.user_index.get(one.user_id, 0) for one in asked], dtype=pl.Int32),
-            "timestamp": pl.Series([one.timestamp for one in asked], dtype=pl.Int64),
-        }
+        edge = np.zeros(len(asked) + 1, dtype=np.int64)
+        np.cumsum([len(history) for history in recent], out=edge[1:])
+        events = [event for history in recent for event in history]
+        time = np.array([one.timestamp for one in asked], dtype=np.int64)
+        people: dict[str, Column] = {"timestamp": time.astype(np.float64)}
         if "user_last_timestamp" in self.wanted:
-            last = [history[-1].timestamp if history else None for history in histories]
-            people["user_last_timestamp"] = pl.Series(last, dtype=pl.Int64)
+            last = [history[-1].timestamp if history else np.nan for history in histories]
+            people["user_last_timestamp"] = np.array(last, dtype=np.float64)
         if "history" in self.wanted:
-            items = [[self.item_index.get(event.item_id, 0) for event in history] for history in recent]
-            people["history"] = pl.Series(items, dtype=pl.List(pl.Int32))
+            items = [self.item_index.get(event.item_id, 0) for event in events]
+            people["history"] = Ragged(np.array(items, dtype=np.int32), edge)
         if "history_actions" in self.wanted:
-            actions = [[self.actions.get(event.action, -1) for event in history] for history in recent]
-            people["history_actions"] = pl.Series(actions, dtype=pl.List(pl.Int16))
+            actions = [self.actions.get(event.action, -1) for event in events]
+            people["history_actions"] = Ragged(np.array(actions, dtype=np.int16), edge)
         if self.wanted & {"history_gaps", "history_recency"}:
-            gaps = [
-                np.array([one.timestamp - event.timestamp for event in history], dtype=np.int64)
-                for one, history in zip(asked, recent, strict=True)
-            ]
-            if "history_gaps" in self.wanted:
-                people["history_gaps"] = pl.Series([each.tolist() for each in gaps], dtype=pl.List(pl.Int64))
-            if "history_recency" in self.wanted:
-                people["history_recency"] = pl.Series(
-                    [recency(each).tolist() for each in gaps], dtype=pl.List(pl.Float32)
-                )
+            gaps = np.repeat(time, np.diff(edge)) - np.array([event.timestamp for event in events], dtype=np.int64)
+            people["history_gaps"] = Ragged(gaps, edge)
+            people["history_recency"] = Ragged(recency(gaps), edge)
         for name in self.context:
-            people[name] = pl.Series([one.context.get(name) for one in asked], strict=False)
-        frame = pl.DataFrame([series.alias(name) for name, series in people.items()])
-        if len(asked) * width != 1:
-            frame = frame[np.repeat(np.arange(len(asked)), width)]
-        columns = [pl.Series("item_index", item_BR.ravel(), dtype=pl.Int32)]
+            people[name] = [one.context.get(name) for one in asked]
+        pairs: dict[str, Column] = {}
         if self.counters:
-            columns += self._counted(asked, item_BR, store)
-        return frame.with_columns(columns)
+            self._count(asked, item_BR, store, people, pairs)
+        return people, pairs
 
     def increments(self, event: Event) -> list[Increment]:
         """What an event adds to the counters."""
@@ -168,83 +190,125 @@ class Moment:
             found += [Increment(key, bucket, counter.keep) for key in _chained(counter, hashes).tolist()]
         return found
 
-    def _counted(self, asked: Sequence[Asked], item_BR: np.ndarray, store: StateStore) -> list[pl.Series]:
-        """The columns of the counters."""
+    def _count(
+        self,
+        asked: Sequence[Asked],
+        item_BR: np.ndarray,
+        store: StateStore,
+        people: dict[str, Column],
+        pairs: dict[str, Column],
+    ) -> None:
+        """Add the columns of the counters: those of the person alone to `people`, the others to `pairs`."""
+        requests, width = item_BR.shape
         keys: list[np.ndarray] = []
-        places: list[tuple[Counter, int, np.ndarray, np.ndarray | None]] = []
+        places: list[np.ndarray] = []
+        buckets: list[int] = []
+        counters: list[int] = []
+        sizes = [requests if counter.personal else requests * width for counter in self.counters]
+        first = np.cumsum([0, *sizes])
         for request, one in enumerate(asked):
             own = {axis: self._of_user(axis, one.user_id) for axis in self._user_axes}
-            for counter in self.counters:
-                key, owner = self._keys(counter, own, item_BR[request])
-                if owner is not None:
-                    key, inverse = np.unique(key, return_inverse=True)
-                else:
-                    inverse = np.arange(len(key))
+            for number, counter in enumerate(self.counters):
+                key, place = self._keys(number, own, item_BR[request])
                 keys.append(key)
-                places.append((counter, request, inverse, owner))
-        counts = store.counts(np.concatenate(keys))
-        width = item_BR.shape[1]
-        totals = {counter.name: np.zeros((2, len(asked), width), dtype=np.int64) for counter in self.counters}
-        first, edge = 0, np.concatenate([[0], np.cumsum(counts.lengths)])
-        for key, (counter, request, inverse, owner) in zip(keys, places, strict=True):
-            low, high = edge[first], edge[first + len(key)]
-            mine = Counts(
-                counts.lengths[first : first + len(key)],
-                counts.buckets[low:high],
-                counts.events[low:high],
-                counts.positives[low:high],
-            )
-            first += len(key)
-            timestamp = asked[request].timestamp
-            bucket = timestamp // counter.step_ms if counter.step_ms else 0
-            for which, sums in enumerate(counter.look_back(mine, bucket)):
-                if owner is None:
-                    totals[counter.name][which, request] = sums.sum()
-                else:
-                    np.add.at(totals[counter.name][which, request], owner, sums[inverse])
-        return [
-            pl.Series(name, counter.values(totals[counter.name][which].ravel()))
-            for counter in self.counters
-            for which, name in enumerate(counter.columns)
-            if name in self.wanted
-        ]
-
-    @property
-    def _user_axes(self) -> set[str]:
-        return {axis for counter in self.counters for axis in counter.by if axis.startswith("user")}
+                places.append(place + (first[number] + request * (1 if counter.personal else width)))
+                buckets.append(one.timestamp // counter.step_ms if counter.step_ms else 0)
+                counters.append(number)
+        lengths = [len(key) for key in keys]
+        key_K = np.concatenate(keys)
+        open_K = np.repeat(self._open[counters], lengths)
+        key_K[open_K] = splitmix64(key_K[open_K])
+        found, which = _looked_up(store, key_K)
+        counter_M = np.repeat(counters, lengths)[which]
+        age_M = np.repeat(buckets, lengths)[which] - found.buckets
+        seen = np.flatnonzero((age_M >= 0) & (age_M < self._keep[counter_M]))
+        weight = self._weights[self._first_weight[counter_M[seen]] + age_M[seen]]
+        place_M = np.concatenate(places)[which[seen]]
+        for events, counts in ((True, found.events), (False, found.positives)):
+            # A sum of integers below 2⁵³ is exact in float64.
+            total = np.bincount(place_M, counts[seen] * weight, minlength=first[-1])
+            for number, counter in enumerate(self.counters):
+                name = counter.columns[0 if events else 1]
+                if name in self.wanted:
+                    mine = total[first[number] : first[number + 1]]
+                    target = people if counter.personal else pairs
+                    target[name] = mine if counter.half_life is None else mine / DECAY_UNIT
 
     def _of_user(self, axis: str, user: Id) -> np.ndarray:
         column = axis.partition(".")[2]
         return self.described["user"].of(column, user) if column else np.array([hash_one(user)], dtype=np.uint64)
 
-    def _keys(
-        self, counter: Counter, own: dict[str, np.ndarray], item_R: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Keys of a person and items, and the item's place in `item_R` of each; None where items do not matter."""
-        key, owner = np.array([counter.salt], dtype=np.uint64), None
-        for axis in counter.by:
-            name, _, column = axis.partition(".")
-            if name == "user":
-                hashes = own[axis]
-                each = np.tile(hashes, len(key))
-                key = np.repeat(key, len(hashes))
-                owner = None if owner is None else np.repeat(owner, len(hashes))
-            elif owner is None:
-                hashes, edge = self._of_items(column, item_R)
-                owner = np.tile(np.repeat(np.arange(len(item_R)), np.diff(edge)), len(key))
-                each, key = np.tile(hashes, len(key)), np.repeat(key, len(hashes))
-            else:
-                hashes, edge = self._of_items(column, item_R)
-                each, offsets = gather_slices(hashes, edge[owner], edge[owner + 1])
-                key, owner = np.repeat(key, np.diff(offsets)), np.repeat(owner, np.diff(offsets))
-            key = splitmix64(key ^ each)
-        return key, owner
+    def _keys(self, number: int, own: dict[str, np.ndarray], item_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of a person and items, and the item's place in `item_R` of each, 0 where items do not matter.
 
-    def _of_items(self, column: str, item_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if not column:
-            return self._item_hash[item_R], np.arange(len(item_R) + 1)
-        values, edge = self._item_rows[column]
-        return gather_slices(values, edge[item_R], edge[item_R + 1])
+        Those of counters in `_open` lack their last `splitmix64`, which is done for all of them at once.
+        """
+        counter, of_items = self.counters[number], self._of_items[number]
+        if of_items is None:
+            key = np.array([counter.salt], dtype=np.uint64)
+            for axis in counter.by:
+                each = own[axis]
+                key = splitmix64(np.repeat(key, len(each)) ^ np.tile(each, len(key)))
+            return key, np.zeros(len(key), dtype=np.int64)
+        values, edge = of_items
+        if edge is None:
+            key, place = values[item_R], np.arange(len(item_R))
+        else:
+            key, offsets = gather_slices(values, edge[item_R], edge[item_R + 1])
+            place = np.repeat(np.arange(len(item_R)), np.diff(offsets))
+        if not self._open[number]:
+            return key, place
+        axis = next(axis for axis in counter.by if axis.startswith("user"))
+        hashes = own[axis]
+        if counter.by[0] == axis:
+            hashes = splitmix64(hashes ^ np.uint64(counter.salt))
+        if len(hashes) == 1:
+            return key ^ hashes[0], place
+        return (key ^ hashes[:, None]).ravel(), np.tile(place, len(hashes))
+
+    def _item_part(self, counter: Counter) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """What the catalogue contributes to a counter's keys: values, and where each item's begin if they are lists.
+
+        The whole key for counters by items alone, the first half of it where items come first, else their hashes.
+        """
+        axes = [axis for axis in counter.by if axis.startswith("item")]
+        if not axes:
+            return None
+        values, edge = self._hashes(axes[0])
+        if counter.by[0] == axes[0]:
+            values = splitmix64(values ^ np.uint64(counter.salt))
+        for axis in axes[1:]:
+            more, more_edge = self._hashes(axis)
+            rows = np.arange(len(self.item_ids))
+            edge = np.arange(len(rows) + 1) if edge is None else edge
+            more_edge = np.arange(len(rows) + 1) if more_edge is None else more_edge
+            row = np.repeat(rows, np.diff(edge))
+            each, offsets = gather_slices(more, more_edge[row], more_edge[row + 1])
+            values = splitmix64(np.repeat(values, np.diff(offsets)) ^ each)
+            edge = offsets[edge]
+        return values, edge
+
+    def _hashes(self, axis: str) -> tuple[np.ndarray, np.ndarray | None]:
+        column = axis.partition(".")[2]
+        return self._item_rows[column] if column else (self._item_hash, None)
+
+
+def _looked_up(store: StateStore, key_K: np.ndarray) -> tuple[Counts, np.ndarray]:
+    """The entries of every key, and which of the keys each is of; what is asked for often is looked up once."""
+    if len(key_K) <= _FEW:
+        found = store.counts(key_K)
+        return found, np.repeat(np.arange(len(key_K)), found.lengths)
+    distinct, inverse = np.unique(key_K, return_inverse=True)
+    once = store.counts(distinct)
+    end = np.cumsum(once.lengths)[inverse]
+    lengths = once.lengths[inverse]
+    entry, _ = gather_slices(np.arange(len(once.buckets)), end - lengths, end)
+    found = Counts(lengths, once.buckets[entry], once.events[entry], once.positives[entry])
+    return found, np.repeat(np.arange(len(key_K)), lengths)
+
+
+_FEW = 32
+"""Keys that are not worth looking for repetitions among."""
 
 
 def load_snapshot(directory: Path) -> tuple[dict[Id, tuple[Event, ...]], pl.DataFrame]:

@@ -99,7 +99,8 @@ class MemoryStore:
     retain: int = 1000
     """Events kept in a history; the oldest go first."""
     _histories: dict[Id, tuple[Event, ...]] = field(default_factory=dict)
-    _counters: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
+    _counters: dict[int, np.ndarray] = field(default_factory=dict[int, np.ndarray])
+    """Of each key its (bucket, events, positives), int64 [buckets, 3], by bucket."""
     _seeded: bool = False
 
     def append(self, events: Sequence[Event], increments: Sequence[Sequence[Increment]]) -> None:
@@ -107,12 +108,13 @@ class MemoryStore:
         for event, counted in zip(events, increments, strict=True):
             self._histories[event.user_id] = (*self.history(event.user_id), event)[-self.retain :]
             for key, bucket, keep in counted:
-                buckets = self._counters.setdefault(key, {})
-                count, positives = buckets.get(bucket, (0, 0))
-                buckets[bucket] = (count + 1, positives + event.positive)
-                newest = max(buckets)
-                for old in [other for other in buckets if other <= newest - keep]:
-                    del buckets[old]
+                held = self._counters.get(key, _NOTHING)
+                place = int(np.searchsorted(held[:, 0], bucket))
+                if place < len(held) and held[place, 0] == bucket:
+                    held[place, 1:] += (1, event.positive)
+                else:
+                    held = np.insert(held, place, (bucket, 1, event.positive), axis=0)
+                self._counters[key] = held[np.searchsorted(held[:, 0], held[-1, 0] - keep, "right") :]
 
     def history(self, user_id: Id) -> tuple[Event, ...]:
         """The last events of one person."""
@@ -120,10 +122,9 @@ class MemoryStore:
 
     def counts(self, keys: np.ndarray) -> Counts:
         """The counters of `keys`."""
-        found = [self._counters.get(key, {}) for key in keys.tolist()]
-        rows = [(bucket, *buckets[bucket]) for buckets in found for bucket in sorted(buckets)]
-        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
-        lengths = np.array([len(buckets) for buckets in found], dtype=np.int64)
+        found = [self._counters.get(key, _NOTHING) for key in keys.tolist()]
+        table = np.concatenate([_NOTHING, *found])
+        lengths = np.array([len(held) for held in found], dtype=np.int64)
         return Counts(lengths, table[:, 0], table[:, 1], table[:, 2])
 
     def seed(self, histories: Mapping[Id, Sequence[Event]], counters: pl.DataFrame) -> bool:
@@ -131,10 +132,18 @@ class MemoryStore:
         if self._seeded or self._histories:
             return False
         self._histories = {user: tuple(events[-self.retain :]) for user, events in histories.items()}
-        for key, bucket, events, positives in counters.select(COUNTER_SCHEMA.names()).iter_rows():
-            self._counters.setdefault(key, {})[bucket] = (events, positives)
+        ordered = counters.sort("key", "bucket")
+        keys, first = np.unique(ordered["key"].to_numpy(), return_index=True)
+        table = ordered.select("bucket", "events", "positives").to_numpy().astype(np.int64)
+        edges = np.append(first, len(table))
+        self._counters = {
+            key: table[low:high].copy() for key, low, high in zip(keys.tolist(), edges, edges[1:], strict=False)
+        }
         self._seeded = True
         return True
 
     def close(self) -> None:
         """Nothing to release."""
+
+
+_NOTHING = np.empty((0, 3), dtype=np.int64)

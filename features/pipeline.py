@@ -17,6 +17,7 @@ and for each split `<out>/<split>/`
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,11 @@ class Config(Settings):
             raise ValueError(
                 f"retain = {self.retain} is less than max_history = {self.max_history} or ranker_history = "
                 f"{self.ranker_history}: the online side would see less than the models were trained on; raise retain"
+            )
+        if self.label.actions and self.history_actions and not set(self.label.actions) & set(self.history_actions):
+            raise ValueError(
+                f"label.actions = {list(self.label.actions)} are none of history_actions, so that no counter would "
+                "ever see a positive; add them to history_actions"
             )
         names = [counter.name for counter in (*BUILT_IN, *self.counters)]
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -149,6 +155,7 @@ def prepare(
             raise nothing_valid(log, sum(entry["read"] for entry in parts), refused)
         config.rules.require_matches(parts)
         state.save(directory / "state")
+        state.tables = []  # They have been saved, and the snapshots of the splits count their own.
         tables = {"items": state.items.described(), "users": state.users.described()}
         for name, table in tables.items():
             table.write_parquet(directory / f"{name}.parquet")
@@ -230,7 +237,7 @@ def _write_split(
         raise InputError(
             f"split {split}: no interactions in the training or the test part; use a longer log or another split"
         )
-    seen_item |= _is_described(tables["items"])
+    seen_item |= tables["items"]["item_id"].is_in(state.items.table["item_id"].implode()).to_numpy()
     vocabulary = Vocabulary(_numbered(seen_user), _numbered(seen_item))
     np.save(out / USERS, vocabulary.user)
     np.save(out / ITEMS, vocabulary.item)
@@ -238,18 +245,19 @@ def _write_split(
     users.write_parquet(out / "users.parquet")
     items.write_parquet(out / "items.parquet")
 
-    frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary)
-    features = resolve(specs, items.schema, users.schema, frames.schema)
-    columns = sorted({name for feature in features for name in feature.requested})
-    requests = frames.sample(columns)
-    encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted)
-    encoder.save(out)
-    write_json(out / "actions.json", {"actions": state.actions})
-    blocks, positives = frames.blocks()
-    np.save(out / BLOCKS, blocks)
-
-    sequences = _write_sequences(log, part, vocabulary, config, out)
-    _snapshot(log, part, state, config, item_counts, out / "snapshot")
+    with ThreadPoolExecutor() as pool:
+        writing = pool.submit(_write_sequences, log, part, vocabulary, config, out)
+        keeping = pool.submit(_snapshot, log, part, state, config, item_counts, out / "snapshot")
+        frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary)
+        features = resolve(specs, items.schema, users.schema, frames.schema)
+        requests = frames.sample(sorted({name for feature in features for name in feature.requested}))
+        encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted)
+        encoder.save(out)
+        write_json(out / "actions.json", {"actions": state.actions})
+        blocks, positives = frames.blocks()
+        np.save(out / BLOCKS, blocks)
+        sequences = writing.result()
+        keeping.result()
     return {
         "users": users.height - 1,
         "items": items.height - 1,
@@ -264,13 +272,6 @@ def _write_split(
             for number, name in enumerate(NAMES)
         },
     }
-
-
-def _is_described(table: pl.DataFrame) -> np.ndarray:
-    """Whether anything but the id is known of each row."""
-    if table.width == 1:
-        return np.zeros(table.height, dtype=bool)
-    return table.select(pl.any_horizontal(pl.all().exclude(table.columns[0]).is_not_null())).to_series().to_numpy()
 
 
 def _numbered(seen: np.ndarray) -> np.ndarray:

@@ -115,4 +115,9 @@ def _model(section: ModelConfig, encoder: Encoder, weights: Path) -> nn.Module:
 def item_counts(bundle: Bundle) -> np.ndarray:
     """Interactions of each item in the snapshot; int64 [items + 1]."""
     counts = pl.read_parquet(bundle.directory / "snapshot" / "items.parquet", columns=["item_id", "events"])
-    return bundle.items.join(counts, on="item_id", how="left", maintain_order="left")["events"].fill_null(0).to_numpy()
+    return (
+        bundle.items.select("item_id")
+        .join(counts, on="item_id", how="left", maintain_order="left")["events"]
+        .fill_null(0)
+        .to_numpy()
+    )

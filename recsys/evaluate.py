@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from embeddings.batch import ranking_batch
 from features import registry
 from features.examples import Examples
 from features.online import MemoryStore
@@ -77,8 +78,11 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, float]:
     bundle = bundles.load(directory)
     recommender = Recommender(bundle, MemoryStore(), Config())
     found: dict[str, list[np.ndarray]] = {"probability": [], "label": [], "user": []}
+    schema = bundle.encoder.schema
     for block in Examples.open(examples).of_part(2):
-        found["probability"] += [recommender.probabilities(part) for part in block.iter_slices(64 * BATCH)]
+        found["probability"] += [
+            recommender.probabilities(ranking_batch(part, schema)) for part in block.iter_slices(64 * BATCH)
+        ]
         found["label"].append(block["label"].to_numpy())
         found["user"].append(block["user_code"].to_numpy())
     probability, label, user = (np.concatenate(parts) for parts in found.values())

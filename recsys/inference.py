@@ -11,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-import polars as pl
 import torch
 from pydantic import Field
 from torch import nn
 
-from embeddings.batch import ranking_batch, sequence_batch
+from embeddings.batch import Batch, Columns, sequence_batch
 from features import pipeline
 from features.encoder import Encoder
 from features.fold import Plan
+from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
 from features.online import Event, Id, StateStore
 from features.settings import Settings
@@ -127,6 +127,7 @@ class Recommender:
         self.moment = Moment.load(bundle.directory, plan, self.encoder.requested, self.item_ids, self.user_index)
         self.item_index = self.moment.item_index
         self.context_columns = self.moment.context
+        self.instant = Instant(self.encoder, self.moment)
         self.scorer = scorer or LearnedScorer(bundle.retriever, prepared.max_history)
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
 
@@ -157,9 +158,10 @@ class Recommender:
                     Asked(request.user_id, now if request.timestamp is None else request.timestamp, request.context)
                     for request in requests
                 ]
-                examples = self.encoder.encode(self.moment.frame(asked, histories, retrieved_BR, self.store))
+                examples = self.instant.encode(asked, histories, retrieved_BR, self.store)
             with clock("rank"):
-                probability_BR = self.probabilities(examples).reshape(retrieved_BR.shape)
+                columns = Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
+                probability_BR = self.probabilities(columns.batch()).reshape(retrieved_BR.shape)
                 blended_BR = blended_BR + self.config.ranker_weight * np.log(np.maximum(probability_BR, _TINY))
         with clock("blend"):
             order_BR = np.argsort(-blended_BR, axis=1, kind="stable")
@@ -197,11 +199,10 @@ class Recommender:
         score_BI[past.rows_N[seen], past.items_N[seen]] = -np.inf
         return score_BI
 
-    def probabilities(self, examples: pl.DataFrame) -> np.ndarray:
+    def probabilities(self, batch: Batch) -> np.ndarray:
         """The ranker's probability of the label for encoded examples; float32 [B]."""
         with torch.inference_mode():
-            logits_B = self.bundle.ranker(ranking_batch(examples, self.encoder.schema))["logits_B"]
-            return torch.sigmoid(logits_B).numpy()
+            return torch.sigmoid(self.bundle.ranker(batch)["logits_B"]).numpy()
 
     def observe(self, events: Sequence[Event]) -> int:
         """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""

@@ -1,9 +1,11 @@
 """What a transform is fitted on, and what several say of numbers: which are missing, and how they are scaled."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from features.errors import InputError
@@ -115,6 +117,11 @@ def known(result: pl.Expr, given: pl.Expr, dtype: pl.DataType | None, missing: f
     if dtype is not None and (dtype.is_integer() or isinstance(dtype, pl.Boolean | pl.Null)):
         return result.fill_null(missing)
     return pl.when(given.is_finite()).then(result).otherwise(missing)
+
+
+def log1p(values: np.ndarray) -> np.ndarray:
+    """log(1 + x) of float64 values, as Polars has it, bit by bit; NumPy's own differs in the last one."""
+    return np.array([math.log1p(value) for value in values.tolist()], dtype=np.float64)
 
 
 def scaled(value: pl.Expr, state: dict[str, Any]) -> pl.Expr:

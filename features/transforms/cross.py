@@ -61,19 +61,26 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
     """Int32 bucket in 1 … buckets; 0 only where every index is 0 or null."""
-    offset = seed_word(params.seed)
 
     def bucket(columns: Sequence[pl.Series]) -> pl.Series:
-        hashes = np.full(len(columns[0]), offset)
-        anything = np.zeros_like(hashes)
-        for column in columns:
-            whole = column.fill_null(0) if column.null_count() else column
-            words = whole.to_numpy().view(np.uint64)
-            hashes, anything = splitmix64(hashes ^ words), anything | words
-        return pl.Series(np.where(anything == 0, np.int32(0), to_buckets(hashes, params.buckets)))
+        whole = (column.fill_null(0) if column.null_count() else column for column in columns)
+        return pl.Series(_combined([column.to_numpy().view(np.uint64) for column in whole], params))
 
     columns = [pl.col(column).cast(pl.Int64) for column in inputs(source, params)]
     return pl.map_batches(columns, bucket, return_dtype=pl.Int32, is_elementwise=True)
+
+
+def now(inputs: Sequence[np.ndarray], params: Params, state: dict[str, Any]) -> np.ndarray:
+    """The same of int32 indices; int32."""
+    return _combined([column.astype(np.int64).view(np.uint64) for column in inputs], params)
+
+
+def _combined(columns: Sequence[np.ndarray], params: Params) -> np.ndarray:
+    hashes = np.full(len(columns[0]), seed_word(params.seed))
+    anything = np.zeros_like(hashes)
+    for words in columns:
+        hashes, anything = splitmix64(hashes ^ words), anything | words
+    return np.where(anything == 0, np.int32(0), to_buckets(hashes, params.buckets))
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:

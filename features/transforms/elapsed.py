@@ -3,13 +3,15 @@
 `item.created_at` with the default `until` is the age of the item at the moment of the request.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
 from features.settings import Settings
-from features.transforms._fitting import Fitting, finite, fit_scale, float64, known, scaled
+from features.transforms._fitting import Fitting, finite, fit_scale, float64, known, log1p, scaled
 
 YIELDS = ("dense",)
 _HOUR_MS = 3_600_000
@@ -42,6 +44,13 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     """Float32; where one of the times is unknown, the mean."""
     gap = _gap(source, dtype, params)
     return known(scaled(_log_hours(gap), state), gap, None, missing=0.0).cast(pl.Float32)
+
+
+def now(inputs: Sequence[np.ndarray], params: Params, state: dict[str, Any]) -> np.ndarray:
+    """The same of float64 values, NaN where one is missing; float32."""
+    gap = inputs[1] - inputs[0]
+    raw = (log1p(np.maximum(gap, 0.0) / _HOUR_MS) - state["mean"]) / state["deviation"]
+    return np.where(np.isfinite(gap), raw, 0.0).astype(np.float32)
 
 
 def _gap(source: str, dtype: pl.DataType, params: Params) -> pl.Expr:

@@ -3,8 +3,10 @@
 A history may be cut to its last events here; what the pipeline keeps is the most that can be asked for.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
@@ -40,6 +42,16 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     if isinstance(dtype, pl.List):
         return (pl.col(source).list.tail(params.last) if params.last else pl.col(source)).fill_null([])
     return (pl.col(source) if isinstance(dtype, pl.Int32) else pl.col(source).cast(pl.Int32)).fill_null(0)
+
+
+def now(inputs: Sequence[np.ndarray], params: Params, state: dict[str, Any]) -> np.ndarray:
+    """The same of float64 values, NaN where one is missing; int32."""
+    return np.nan_to_num(inputs[0]).astype(np.int32)
+
+
+def tail(params: Params) -> int | None:
+    """How many of a list's last elements count; None: all."""
+    return params.last
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:

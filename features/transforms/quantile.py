@@ -4,6 +4,7 @@ Bucket i holds what is above edge i − 1 and not above edge i; 0 is an unknown 
 the gaps between a person's events, is put into a bucket of its own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,12 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     if isinstance(dtype, pl.List):
         return pl.col(source).list.eval(index(pl.element())).fill_null([])
     return index(pl.col(source))
+
+
+def now(inputs: Sequence[np.ndarray], params: Params, state: dict[str, Any]) -> np.ndarray:
+    """The same of float64 values, NaN where one is missing; int32."""
+    bucket = np.searchsorted(state["edges"], inputs[0]) + 1
+    return np.where(np.isfinite(inputs[0]), bucket, 0).astype(np.int32)
 
 
 def rows(params: Params, state: dict[str, Any]) -> int:

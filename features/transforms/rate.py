@@ -3,8 +3,10 @@
 The posterior mean of a Beta prior, so that an item seen twice is not the best item of all.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
@@ -46,3 +48,10 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
     count, total = float64(pl.col(source), dtype), float64(pl.col(params.per))
     smoothed = (count + params.strength * state["prior"]) / (total + params.strength)
     return known(smoothed - state["prior"], count + total, None, missing=0.0).cast(pl.Float32)
+
+
+def now(inputs: Sequence[np.ndarray], params: Params, state: dict[str, Any]) -> np.ndarray:
+    """The same of float64 values, NaN where one is missing; float32."""
+    count, total = inputs
+    smoothed = (count + params.strength * state["prior"]) / (total + params.strength)
+    return np.where(np.isfinite(count + total), smoothed - state["prior"], 0.0).astype(np.float32)

@@ -16,6 +16,7 @@ from features.errors import InputError
 from features.events import RawLog, in_one_part
 from features.examples import Examples
 from features.fold import Plan
+from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
 from features.online import Event, MemoryStore
 from features.pipeline import NAMES, Config, Label, prepare
@@ -264,13 +265,14 @@ def test_online_equals_offline(prepared: Path) -> None:
     encoder, store = Encoder.load(split), MemoryStore(retain=settings.retain)
     now = moment(split, encoder, settings)
     assert store.seed(*load_snapshot(split))
-    offline = examples(split, "test")
+    offline, instant = examples(split, "test"), Instant(encoder, now)
+    types = {name: dtype for name, dtype in offline.schema.items() if name in encoder.encode_order}
     log = pl.concat([pl.read_parquet(path) for path in sorted((prepared / "log").iterdir())]).tail(offline.height)
     online: list[pl.DataFrame] = []
     for row in log.iter_rows(named=True):
         asked = Asked(row["user_id"], row["timestamp"], {"device": row["device"]})
         item = np.array([[now.item_index.get(row["item_id"], 0)]])
-        online.append(encoder.encode(now.frame([asked], [store.history(row["user_id"])], item, store)))
+        online.append(instant.encode([asked], [store.history(row["user_id"])], item, store).frame(types))
         if row["action"] in CLICKS:
             happened = Event(*(row[name] for name in ("user_id", "item_id", "timestamp", "action", "value")), True)
             store.append([happened], [now.increments(happened)])
@@ -279,13 +281,9 @@ def test_online_equals_offline(prepared: Path) -> None:
     known = offline["item_index"] > 0
     assert known.sum() > 100
     assert_frame_equal(found.filter(known), offline.select(found.columns).filter(known), check_exact=True)
-    together = encoder.encode(
-        now.frame([asked, asked], [store.history(row["user_id"])] * 2, np.array([[1, 2, 3], [3, 2, 4]]), store)
-    )
-    alone = [
-        encoder.encode(now.frame([asked], [store.history(row["user_id"])], np.array([[item]]), store))
-        for item in (1, 2, 3, 3, 2, 4)
-    ]
+    past = store.history(row["user_id"])
+    together = instant.encode([asked, asked], [past, past], np.array([[1, 2, 3], [3, 2, 4]]), store).frame(types)
+    alone = [instant.encode([asked], [past], np.array([[item]]), store).frame(types) for item in (1, 2, 3, 3, 2, 4)]
     assert_frame_equal(together, pl.concat(alone), check_exact=True)
 
 
@@ -356,8 +354,16 @@ def changed(name: str, **changes: Any) -> tuple[FeatureSpec, ...]:
 @pytest.mark.parametrize(
     ("settings", "specs", "message"),
     [
-        ({"label": Label(actions=("buy",))}, SPECS, "prepare.label.actions = ['buy'] matches no row"),
-        ({"history_actions": ("buy",)}, SPECS, "prepare.history_actions = ['buy'] matches no row"),
+        (
+            {"label": Label(actions=("buy",)), "history_actions": ()},
+            SPECS,
+            "prepare.label.actions = ['buy'] matches no row",
+        ),
+        (
+            {"history_actions": ("buy",), "label": Label(at_least=0.1)},
+            SPECS,
+            "prepare.history_actions = ['buy'] matches no row",
+        ),
         ({}, changed("price", source="item.cost"), "feature price: item has no column 'cost' (found: index, item_id"),
         ({}, changed("price", source="item.item_id"), "feature price: 'item_id' is String, not a number"),
         (
