@@ -141,13 +141,14 @@ class Instant:
             assert not isinstance(first, Ragged)
             values: list[Any] = list(first.tolist() if isinstance(first, np.ndarray) else first)
             known = self._remembered[feature.spec.name]
-            new: set[Any] = {(type(value), value) for value in values}.difference(known)
-            if len(known) + len(new) > REMEMBERED:
+            if len(known) + len(values) > REMEMBERED:
                 known.clear()
-                new = {(type(value), value) for value in values}
-            for kind, value in new:
-                known[kind, value] = self._one(feature, value, state)
-            return np.array([known[type(value), value] for value in values], dtype=np.int32)
+            # 1, True and 1.0 are one key of a dictionary and three values.
+            keys = [(value.__class__.__name__, value) for value in values]
+            for key in keys:
+                if key not in known:
+                    known[key] = self._one(feature, key[1], state)
+            return np.array([known[key] for key in keys], dtype=np.int32)
         if hasattr(module, "now"):
             return module.now([_number(column) for column in inputs], feature.params, state)
         arrays: list[Any] = list(inputs)
