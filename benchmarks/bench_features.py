@@ -1,6 +1,6 @@
 """Features of a simulated log: Feedline against pandas, and against Polars merely rewriting the same files.
 
-    python benchmarks/bench_features.py                        20 million events, the peer on two million, scaled by rows
+    python benchmarks/bench_features.py                # 20 million events; the peer on two million, scaled by rows
     python benchmarks/bench_features.py --events 100000000 --no-peer
     python benchmarks/bench_features.py --quick --json
 

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_series_equal
 from pydantic import ValidationError
@@ -163,6 +163,53 @@ def test_reads_the_columns_that_it_names_and_no_others(module: ModuleType) -> No
             assert fitted(module, data.select(list(dict.fromkeys(read))), column) == state
     # What is kept for a value must not depend on another column.
     assert not (getattr(module, "MEMO", False) and hasattr(module, "inputs"))
+
+
+NUMBERS = st.lists(
+    st.one_of(
+        st.none(),
+        st.floats(allow_nan=True, allow_infinity=True),
+        st.integers(-5, 2_000_000).map(float),
+        st.integers(1_600_000_000_000, 1_700_000_000_000).map(float),
+    ),
+    min_size=1,
+    max_size=20,
+)
+
+
+TWINS = [
+    name
+    for name in registry.known("features.transforms")
+    if hasattr(registry.load("features.transforms", name, "transform"), "now")
+]
+"""Those that compute for requests too."""
+
+
+@pytest.mark.parametrize("name", TWINS)
+@settings(max_examples=100, deadline=None)
+@given(NUMBERS, NUMBERS)
+def test_a_request_gets_the_same_numbers(name: str, values: list[Any], others: list[Any]) -> None:
+    """`now` is `expr` for arrays, bit by bit, also for what is missing or no number."""
+    module = registry.load("features.transforms", name, "transform")
+    column = {"cross": "index", "index": "index", "calendar": "timestamp"}.get(name, "number")
+    dtype = frame().schema[column]
+    columns = dict.fromkeys(inputs(module, column))
+    for number, read in enumerate(columns):
+        drawn = values if number == 0 else (others * len(values))[: len(values)]
+        if dtype.is_integer():
+            limit = 4e12 if column == "timestamp" else 1e9
+            drawn = [None if value is None or not abs(value) < limit else int(value) for value in drawn]
+        columns[read] = [value or 0 for value in drawn] if name == "cross" else drawn
+    given_ = pl.DataFrame({read: pl.Series(drawn, dtype=dtype) for read, drawn in columns.items()})
+    params, state = parameters(module), fitted(module, frame(), column)
+    wanted = given_.select(module.expr(column, dtype, params, state).alias("x"))["x"]
+    arrays = [
+        given_[read].to_numpy() if name == "cross" else given_[read].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        for read in columns
+    ]
+    with np.errstate(all="ignore"):
+        found = module.now(arrays, params, state)
+    assert_series_equal(pl.Series("x", found), wanted, check_exact=True)
 
 
 def test_refuses_what_it_cannot_use(module: ModuleType) -> None:
