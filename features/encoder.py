@@ -136,6 +136,10 @@ class Encoder:
         readable = {name: dtype for name, dtype in requests.schema.items() if name not in ("user_index", "item_index")}
         features = resolve(specs, items.schema, users.schema, readable)
         # A decomposition takes long, and asks only that there are words.
+        for feature in features:
+            dtype = {"item": items, "user": users}.get(feature.place, requests).schema.get(feature.source)
+            if feature.spec.transform == "text" and dtype != pl.String:
+                raise InputError(f"feature {feature.spec.name}: '{feature.source}' is {dtype}, not text; name another")
         quick = [feature for feature in features if feature.spec.transform != "text"]
         _fit(quick, items, users, requests, None)
 

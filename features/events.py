@@ -138,6 +138,8 @@ class Validator:
             good = good.sort("timestamp", maintain_order=True)
         late = int((refused["reason"] == _LATE).sum()) if refused.height else 0
         if late > good.height:
+            if self.log.has_clock:
+                _check_unit(cast["timestamp"], part.name)
             raise InputError(
                 f"{part.name}: {late} of its {raw.height} rows are earlier than {self.last_ms}, the last time "
                 "of the parts before it; give the parts in the order of time, or set dataset.partitioned = false"

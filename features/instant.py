@@ -47,6 +47,14 @@ class Instant:
     def __init__(self, encoder: Encoder, moment: Moment) -> None:
         self.encoder, self.moment = encoder, moment
         self.features = encoder.placed
+        # What is learned comes from JSON, and a list would become an array at every request.
+        self._states: dict[str, dict[str, Any]] = {
+            feature.spec.name: {
+                name: np.array(value) if value.__class__ is list and hasattr(feature.module, "now") else value
+                for name, value in encoder.states[feature.spec.name].items()
+            }
+            for feature in self.features
+        }
         self._tables = {
             place: {name: _flat(table[name]) for name in table.columns}
             for place, table in (("item", encoder.items), ("user", encoder.users))
@@ -96,7 +104,7 @@ class Instant:
                         weights = weights if last is None else weights.last(last)
                         found[name + WEIGHTS] = _spread(Ragged(weights.values.astype(np.float32), weights.edge), width)
         for feature in combined:
-            state = self.encoder.states[feature.spec.name]
+            state = self._states[feature.spec.name]
             found[feature.spec.name] = feature.module.now(
                 [found[name] for name in feature.inputs], feature.params, state
             )
@@ -122,7 +130,7 @@ class Instant:
 
     def _made(self, feature: Feature, inputs: list[Column]) -> np.ndarray | Ragged:
         spec, module, params = feature.spec, feature.module, feature.params
-        state, first = self.encoder.states[spec.name], inputs[0]
+        state, first = self._states[spec.name], inputs[0]
         if isinstance(first, Ragged):
             last = module.tail(params) if hasattr(module, "tail") else None
             lists = first if last is None else first.last(last)

@@ -81,9 +81,12 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     from recsys.stages import Run
 
     run = Run(config, path)
+    prepares = verb in ("run", "prepare")
+    if prepares and not known.rebuild:
+        run.require_same_schema()
     run.write_config()
-    if verb in ("run", "prepare"):
-        run.prepare(known.engine, rebuild=known.rebuild)
+    if prepares:
+        run.prepare(known.engine)
     if verb == "run":
         _run(run, overrides, as_json=as_json)
         return

@@ -118,20 +118,13 @@ class Run:
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
         )
 
-    def prepare(self, engine: Engine = "local", *, rebuild: bool = False) -> None:
+    def prepare(self, engine: Engine = "local") -> None:
         """Log → examples.
 
         Args:
             engine: what prepares the parts of the log; the examples are the same.
-            rebuild: replace examples that were made for another schema.
-
-        Raises:
-            InputError: there are examples of another schema, and they are not to be replaced.
         """
         out = self.directory / "examples"
-        before = manifest.read(out)
-        if before is not None and not rebuild:
-            self._require_same_schema(before.get("declared", {}), out)
 
         def work(facts: dict[str, Any]) -> None:
             log = self.load_log()
@@ -165,7 +158,9 @@ class Run:
     @property
     def settings(self) -> str:
         """The fingerprint of all that examples depend on, but for the log: they can be extended while it stays."""
-        return fingerprint({name: self.sections[name] for name in _SECTIONS["prepare"]}, self.environments["prepare"])
+        sections = {name: self.sections[name] for name in _SECTIONS["prepare"]}
+        sections["prepare"] = {name: value for name, value in sections["prepare"].items() if name not in _OF_SPLITS}
+        return fingerprint(sections, self.environments["prepare"])
 
     @property
     def _declared(self) -> dict[str, Any]:
@@ -173,8 +168,14 @@ class Run:
         fields = {f"prepare.{name}": self.sections["prepare"][name] for name in ("counters", "label")}
         return {"features": self.sections["features"], **fields}
 
-    def _require_same_schema(self, declared: dict[str, Any], out: Path) -> None:
-        """Refuse to overwrite examples of other features; the models in the run were trained on them."""
+    def require_same_schema(self) -> None:
+        """Refuse to overwrite examples of other features; the models in the run were trained on them.
+
+        Raises:
+            InputError: there are such examples.
+        """
+        out = self.directory / "examples"
+        declared = (manifest.read(out) or {}).get("declared", {})
         for section, here in self._declared.items():
             there = declared.get(section, here)
             if here != there:
@@ -330,6 +331,9 @@ def peak_memory_mb() -> float:
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(kilobytes * 1024 / 1e6, 1)
 
+
+_OF_SPLITS = ("splits", "valid_share", "test_share", "max_history", "retain")
+"""Fields of [prepare] that say what is made of request frames, not what is in them."""
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("dataset", "prepare", "features"),

@@ -13,8 +13,8 @@ A transform has
     now(inputs, params, state)              the same of arrays, for requests, bit by bit: float64 with NaN for what is
                                             missing (int32 for features of features) → float32 or int32
     tail(params)                            only where it cuts lists: how many of the last elements count
-    MEMO = True                             in place of `now`: only where the index of a value depends on that value alone and there are
-                                            few enough of them to be worth keeping
+    MEMO = True                             in place of `now`, where the index of a value depends on that value alone
+                                            and there are few enough of them to be worth keeping
 
 `dtype` is the source's type in the frame at hand; where a frame lacks the column, it comes as `pl.Null`.
 """

@@ -134,6 +134,25 @@ def test_rows_that_fail_go_to_the_quarantine(tmp_path: Path, capsys: pytest.Capt
     assert sorted(reasons) == ["item_id: missing", "row: repeats an earlier one", "timestamp: negative"]
 
 
+def test_examples_of_another_schema_are_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{user},{item},{1_700_000_000_000 + 1000 * item},4" for user in range(20) for item in range(10)]
+    log, config = tmp_path / "log.csv", tmp_path / "log.toml"
+    log.write_text("\n".join(["user_id,item_id,timestamp,value", *rows]))
+    config.write_text(LOG_CONFIG.format(runs=tmp_path / "runs", log=log))
+    cli.main(["prepare", str(config)])
+    run = tmp_path / "runs" / "log"
+    before = {path: path.read_bytes() for path in (run / "config.toml", run / "examples" / "manifest.json")}
+    config.write_text(config.read_text().replace('"numeric"', '"numeric"\nparams = { log = true }'))
+    said_ = said(capsys, "prepare", str(config))
+    assert "was prepared with another schema: features popularity, params is {'log': True} against {}" in said_
+    assert "--rebuild" in said_
+    assert {path: path.read_bytes() for path in before} == before
+    cli.main(["prepare", str(config), "--rebuild"])
+    assert json.loads((run / "examples" / "manifest.json").read_text()) != json.loads(
+        before[run / "examples" / "manifest.json"]
+    )
+
+
 def test_missing_stage_and_foreign_bundle_are_named(
     finished_run: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
