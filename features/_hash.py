@@ -31,12 +31,7 @@ def hash64(values: pl.Series) -> np.ndarray:
 
 def hash_one(value: int | str) -> int:
     """`hash64` of one value."""
-    return splitmix_one(value % 2**64 if isinstance(value, int) else int.from_bytes(_digest(value)))
-
-
-def splitmix_one(word: int) -> int:
-    """`splitmix64` of one word."""
-    word = (word + _GAMMA) % 2**64
+    word = ((value if isinstance(value, int) else int.from_bytes(_digest(value))) + _GAMMA) % 2**64
     word = (word ^ (word >> 30)) * _FIRST % 2**64
     word = (word ^ (word >> 27)) * _SECOND % 2**64
     return word ^ (word >> 31)

@@ -24,7 +24,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
-from features._hash import hash_one, splitmix64, splitmix_one
+from features._hash import hash_one, splitmix64
 from features.errors import InputError
 from features.online import Counts
 from features.settings import Settings
@@ -133,27 +133,9 @@ class Counter(Settings):
             key = splitmix64(key ^ part)
         return key
 
-    def key_of(self, hashes: tuple[int, ...]) -> int:
-        """`key` of one."""
-        key = self.salt
-        for part in hashes:
-            key = splitmix_one(key ^ part)
-        return key
-
     def values(self, total: np.ndarray) -> np.ndarray:
         """Weighted sums as the numbers of a request frame: int64, or float64 where events decay."""
         return total if self.half_life is None else total / DECAY_UNIT
-
-    def look_back(self, counts: Counts, bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weighted sums (events, positives) of each key as of a moment in `bucket`; int64 [K] each."""
-        age = bucket - counts.buckets
-        seen = (age >= 0) & (age < self.keep)
-        weight = np.where(seen, self.weights[np.where(seen, age, 0)], 0)
-        ends = np.cumsum(counts.lengths)
-        return (
-            _sums(counts.events * weight, ends - counts.lengths, ends),
-            _sums(counts.positives * weight, ends - counts.lengths, ends),
-        )
 
 
 BUILT_IN = (Counter(name="user", by=("user",)), Counter(name="item", by=("item",)))

@@ -13,9 +13,10 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from features.encoder import Encoder, Feature
+from features.encoder import Encoder
 from features.moment import Asked, Column, Moment, Ragged
 from features.online import Event, StateStore
+from features.placing import Feature
 from features.schema import WEIGHTS
 from features.slices import gather_slices
 

@@ -29,7 +29,7 @@ from pydantic import Field, model_validator
 from features import distributed
 from features._arrow import Writer
 from features.counters import BUILT_IN, Counter, CounterTable
-from features.encoder import Encoder, resolve
+from features.encoder import Encoder
 from features.errors import InputError
 from features.events import RawLog, nothing_valid
 from features.examples import BLOCKS, ITEMS, PART, USERS, Frames, Vocabulary, with_unknown
@@ -37,6 +37,7 @@ from features.fold import Plan, Rows, State, context_columns, happenings
 from features.folding import PLACES, Folder
 from features.labels import Label, Rules
 from features.manifest import fingerprint, finished_directory, write_json
+from features.placing import resolve
 from features.schema import FeatureSpec
 from features.settings import Settings
 from features.splits import Log, by_time, leave_one_out, next_items, windows

@@ -108,14 +108,15 @@ def _parts(paths: tuple[Path, ...], config: Config) -> list[Part]:
     try:
         rows = sum(pl.scan_parquet(path).select(pl.len()).collect().item() for path in paths)
     except pl.exceptions.PolarsError:
-        return [whole]
+        return [whole]  # It cannot be read, which reading it says in better words.
     if rows <= 2 * PART_ROWS:
         return [whole]
     column = config.columns.get("timestamp", "timestamp")
     try:
-        times = pl.concat([pl.scan_parquet(path).select(column) for path in paths]).collect()[column]
-    except pl.exceptions.PolarsError:
-        return [whole]
+        scans = [pl.scan_parquet(path).select(column) for path in paths]
+        times = pl.concat(scans, how="vertical_relaxed").collect()[column]
+    except pl.exceptions.ColumnNotFoundError:
+        return [whole]  # The same.
     time = pl.col(column)
     if times.dtype == pl.String:
         # As text, 9 comes after 10.

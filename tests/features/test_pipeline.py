@@ -266,7 +266,8 @@ def test_online_equals_offline(prepared: Path) -> None:
     now = moment(split, encoder, settings)
     assert store.seed(*load_snapshot(split))
     offline, instant = examples(split, "test"), Instant(encoder, now)
-    types = {name: dtype for name, dtype in offline.schema.items() if name in encoder.encode_order}
+    keys = ["row", "user_code", "user_index", "item_index", "timestamp", "label"]
+    types = dict(offline.drop(keys).schema)
     log = pl.concat([pl.read_parquet(path) for path in sorted((prepared / "log").iterdir())]).tail(offline.height)
     online: list[pl.DataFrame] = []
     for row in log.iter_rows(named=True):
