@@ -1,10 +1,13 @@
 """Splits with known answers, in one shard or in many."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features import splits
 from features.slices import gather_slices
@@ -60,6 +63,24 @@ def test_leave_one_out(
 def test_by_time(tmp_path: Path, times: list[int], parts: str) -> None:
     split = by_time(log(tmp_path, "a" * len(times), times=times), valid=0.2, test=0.2)
     assert split.tolist() == [int(part) for part in parts]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 2)), min_size=2, max_size=30))
+def test_splits_keep_their_promises(rows: list[tuple[str, bool, int]]) -> None:
+    """Of each person the last interaction is test, the one before it validation; an instant is never parted in time."""
+    users, marks = "".join(row[0] for row in rows), "".join("x" if row[1] else "." for row in rows)
+    times = np.cumsum([row[2] for row in rows]).tolist()
+    with TemporaryDirectory() as scratch:
+        made = log(Path(scratch), users, marks, times)
+        left, timed = leave_one_out(made).tolist(), by_time(made, valid=0.2, test=0.2).tolist()
+    for person in set(users):
+        own = [place for place, row in enumerate(rows) if row[0] == person]
+        done = [left[place] for place in own if rows[place][1]]
+        assert done == ([0] * (len(done) - 2) + [1, 2] if len(done) >= 3 else [0] * len(done))
+        assert [left[place] for place in own] == sorted(left[place] for place in own)
+    assert timed == sorted(timed)
+    assert all(len({part for part, at in zip(timed, times, strict=True) if at == time}) == 1 for time in times)
 
 
 def test_windows_and_questions() -> None:
