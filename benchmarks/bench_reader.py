@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from embeddings import sharding
+from embeddings import sharding, tables
 from features import manifest, pipeline
 from features.datasets import synthetic
 from features.examples import Examples
 from features.schema import FeatureSpec
 from recsys import data, distributed
 from recsys.data import Place, RankingReader
-from recsys.train import RankerConfig, RankerLoop, train
+from recsys.resume import Training
+from recsys.roles import RankerConfig, RankerLoop
+from recsys.train import launch
 
 CLICKS = ("click", "like", "share")
 BATCH = 2048
@@ -60,7 +62,15 @@ def measure(directory: Path, events: int) -> dict[str, Any]:
     rates = {f"workers_{workers}": fed(examples, workers) for workers in (0, 1, 2)}
     section = RankerConfig(train=RankerLoop(epochs=1, batch_size=BATCH, workers=0))
     out = directory / "checkpoint"
-    distributed.launch(train, distributed.Config(), section, sharding.Config(), examples, out, {})
+    training = Training(
+        section=section,
+        sharding=sharding.Config(),
+        tables=tables.Config(),
+        examples=examples,
+        out=out,
+        run=directory,
+    )
+    launch(training, distributed.Config())
     facts = manifest.read(out)
     assert facts is not None
     best = max(rates.values())

@@ -6,6 +6,7 @@ the model and the block's number; a rank draws only the blocks that its shards t
 
 import hashlib
 import math
+import re
 
 import torch
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
@@ -13,20 +14,31 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 BLOCK_ROWS = 65_536
 
+_WHOLE = re.compile(r"\.(embedding_bags|embeddings)\.[^.]+\.weight$")
+"""What a data-parallel table is called in the state of a sharded model."""
+
 
 def initialise_tables(model: DistributedModelParallel, seed: int) -> None:
-    """Fill every sharded table from N(0, 1/dim), in place."""
+    """Fill every table, sharded or whole on every rank, from N(0, 1/dim), in place."""
     for name, weight in model.state_dict().items():
-        if not isinstance(weight, ShardedTensor):
+        if not weight.dtype.is_floating_point:
+            continue  # the ids that have the rows of a managed table
+        if isinstance(weight, ShardedTensor):
+            shards = [
+                (shard.tensor, *shard.metadata.shard_offsets, *shard.metadata.shard_sizes)
+                for shard in weight.local_shards()
+            ]
+        elif _WHOLE.search(name):
+            shards = [(weight, 0, 0, *weight.shape)]
+        else:
             continue
         rows, dim = weight.size()
-        for shard in weight.local_shards():
-            (row, column), (height, width) = shard.metadata.shard_offsets, shard.metadata.shard_sizes
+        for tensor, row, column, height, width in shards:
             for block in range(row // BLOCK_ROWS, -(-(row + height) // BLOCK_ROWS)):
                 first = block * BLOCK_ROWS
                 drawn = block_weights(name, block, min(BLOCK_ROWS, rows - first), dim, seed)
                 low, high = max(row, first), min(row + height, first + len(drawn))
-                shard.tensor.detach()[low - row : high - row].copy_(
+                tensor.detach()[low - row : high - row].copy_(
                     drawn[low - first : high - first, column : column + width]
                 )
 

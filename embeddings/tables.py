@@ -3,18 +3,28 @@
 Weights start at zero here; `embeddings.init` fills them once it is known which rank holds what.
 """
 
+from pydantic import Field
 from torch import nn
 from torchrec import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 
+from embeddings import precision
+from embeddings.collisions import ManagedTable
 from features.schema import Schema
+
+
+class Config(precision.Config):
+    """The section [tables]."""
+
+    managed: dict[str, ManagedTable] = Field(default_factory=dict)
+    """Table whose ids have no bound → how its rows are given to them."""
 
 
 def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
     """Tables of the pooled features; bags are pooled by their mean, so that length carries no weight of its own.
 
-    Where some bag has weights, the batch has them for all keys, such that the sum is the mean: see `ranking_batch`.
+    The tables themselves sum, and the batch has the weights that make the sum a mean: see `ranking_batch`. TorchRec's
+    own means are wrong where a plan has tables of one collection cut by rows beside others that are whole.
     """
-    pooling = PoolingType.SUM if schema.weighted else PoolingType.MEAN
     tables: dict[str, EmbeddingBagConfig] = {}
     for feature in schema.embedded:
         assert feature.rows is not None, f"{feature.name} has not been fitted"
@@ -26,7 +36,7 @@ def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
             num_embeddings=feature.rows,
             embedding_dim=feature.dim,
             feature_names=[feature.name],
-            pooling=pooling,
+            pooling=PoolingType.SUM,
             init_fn=nn.init.zeros_,
         )
     return list(tables.values())

@@ -19,6 +19,7 @@ from features.online import Event, StateStore
 from features.placing import Feature
 from features.schema import WEIGHTS
 from features.slices import gather_slices
+from features.transforms.hashing import UNBOUNDED
 
 REMEMBERED = 100_000
 """Values of a feature whose index is remembered at most."""
@@ -157,7 +158,9 @@ class Instant:
             for key in keys:
                 if key not in known:
                     known[key] = self._one(feature, key[1], state)
-            return np.array([known[key] for key in keys], dtype=np.int32)
+            return np.array(
+                [known[key] for key in keys], dtype=np.int64 if feature.spec.rows == UNBOUNDED else np.int32
+            )
         if hasattr(module, "now"):
             return module.now([_number(column) for column in inputs], feature.params, state)
         arrays: list[Any] = list(inputs)

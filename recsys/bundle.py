@@ -1,15 +1,21 @@
 """A bundle: one directory that holds all that answers requests, for one split, memory-mapped on load.
 
-manifest.json                   what it was made from, the fingerprint of its schema
+manifest.json                   what it was made from, the fingerprint of its schema, the size of its tables and what
+                                their form costs in quality
 config.json                     the sections of models and recommendation
 schema.json, transforms.json, item_features.arrow, user_features.arrow   the encoder
 items.parquet, users.parquet    the vocabularies, with titles
 actions.json                    the action of each code
 snapshot/                       histories and counters when the test part begins
-retriever.pt, ranker.pt         weights, whole tables
+retriever/, ranker/             a model each
+    dense.pt                    all weights but the tables'
+    <table's parameter>/        a folder for each table, named as its weight in the model
+        table.json              its form (fp32, int8 or int4), rows and columns, and how far off its rows are
+        rows.npy                its rows: see `embeddings.quantized`
+
+Whatever else belongs to one table has its place in that table's folder. `recsys.export` writes all of this.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +25,17 @@ import polars as pl
 import torch
 from torch import nn
 
+from embeddings import collisions
+from embeddings.collisions import Managed
+from embeddings.quantized import StoredTable, table_names, with_tables
+from embeddings.tables import Config as TablesConfig
 from features import manifest
-from features.encoder import Encoder, load_schema
+from features.encoder import Encoder
 from features.errors import InputError
-from recsys import checkpoint
-from recsys.train import ModelConfig, RankerConfig, RetrieverConfig, build_task
+from features.schema import Schema
+from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task
+
+DENSE, TABLE, ROWS = "dense.pt", "table.json", "rows.npy"
 
 CONTENTS = (
     *("schema.json", "transforms.json", "item_features.arrow", "user_features.arrow"),
@@ -40,42 +52,13 @@ class Bundle:
     facts: dict[str, Any]
     """Its manifest."""
     config: dict[str, Any]
-    """Sections `retriever`, `ranker`, `recommend`, `prepare`."""
+    """Sections `retriever`, `ranker`, `tables`, `recommend`, `prepare`."""
     encoder: Encoder
     items: pl.DataFrame
     """`index, item_id` and what is known of items; row i is index i."""
     users: pl.DataFrame
     retriever: nn.Module
     ranker: nn.Module
-
-
-def export(
-    examples: Path,
-    retriever: tuple[RetrieverConfig, Path],
-    ranker: tuple[RankerConfig, Path],
-    config: dict[str, Any],
-    out: Path,
-    facts: dict[str, Any],
-) -> None:
-    """Put two checkpoints, of any world size and plan, and the split's examples together; whole or not at all.
-
-    Raises:
-        InputError: a checkpoint is missing or was trained on another schema.
-    """
-    schema = load_schema(examples)
-    for _, path in (retriever, ranker):
-        found = manifest.read(path)
-        if found is not None and found["schema"] != schema.fingerprint:
-            raise InputError(f"{path} was trained on another schema than {examples} has now; run `recsys train` again")
-    with manifest.finished_directory(out, facts | {"schema": schema.fingerprint}) as directory:
-        for name in CONTENTS:
-            source = examples / name
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, directory / name)
-        for name, (section, path) in (("retriever", retriever), ("ranker", ranker)):
-            task = build_task(section, schema, torch.device("cpu"))
-            checkpoint.load_model(path, task)
-            torch.save(task.model.state_dict(), directory / f"{name}.pt")
-        manifest.write_json(directory / "config.json", config)
 
 
 def load(directory: Path) -> Bundle:
@@ -94,6 +77,7 @@ def load(directory: Path) -> Bundle:
             f"{encoder.schema.fingerprint}; run `recsys export` again"
         )
     config = manifest.read_json(directory / "config.json")
+    managed = TablesConfig.model_validate(config["tables"]).managed
     return Bundle(
         directory=directory,
         facts=facts,
@@ -101,15 +85,28 @@ def load(directory: Path) -> Bundle:
         encoder=encoder,
         items=pl.read_parquet(directory / "items.parquet"),
         users=pl.read_parquet(directory / "users.parquet"),
-        retriever=_model(RetrieverConfig.model_validate(config["retriever"]), encoder, directory / "retriever.pt"),
-        ranker=_model(RankerConfig.model_validate(config["ranker"]), encoder, directory / "ranker.pt"),
+        retriever=load_model(
+            RetrieverConfig.model_validate(config["retriever"]), encoder.schema, managed, directory / "retriever"
+        ),
+        ranker=load_model(RankerConfig.model_validate(config["ranker"]), encoder.schema, managed, directory / "ranker"),
     )
 
 
-def _model(section: ModelConfig, encoder: Encoder, weights: Path) -> nn.Module:
-    model = build_task(section, encoder.schema, torch.device("meta")).model
-    model.load_state_dict(torch.load(weights, mmap=True, weights_only=True), assign=True)
+def load_model(section: ModelConfig, schema: Schema, managed: Managed, folder: Path) -> nn.Module:
+    """A model from its folder; no weight is read before it is touched."""
+    model = build_task(section, schema, torch.device("meta"), managed).model
+    collisions.freeze(model)
+    dense = torch.load(folder / DENSE, mmap=True, weights_only=True)
+    tables = {name: _table(folder / name) for name in table_names(model)}
+    model = with_tables(model, tables)
+    model.load_state_dict(dense, assign=True)
     return model.eval()
+
+
+def _table(folder: Path) -> StoredTable:
+    # Copy on write, not read-only: torch warns of tensors that must not be written.
+    rows = np.load(folder / ROWS, mmap_mode="c")
+    return StoredTable(manifest.read_json(folder / TABLE)["form"], torch.from_numpy(rows))
 
 
 def item_counts(bundle: Bundle) -> np.ndarray:

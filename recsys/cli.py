@@ -3,6 +3,7 @@
     recsys run configs/quickstart/ml-100k.toml          all stages, skipping what is up to date
     recsys train CONFIG --retriever.train.epochs 3      one stage, a field overridden
     recsys serve CONFIG                                 the server, until Ctrl-C
+    recsys plan CONFIG --world-size 64                  where the tables would go, and why
 
 Progress goes to stderr, results to stdout; `--json` prints them as one object. Bad input: one line, exit status 2.
 """
@@ -18,6 +19,7 @@ from features.errors import InputError
 from recsys.console import quiet
 
 if TYPE_CHECKING:
+    from features.pipeline import Engine
     from recsys.stages import Run
 
 VERBS = {
@@ -27,6 +29,7 @@ VERBS = {
     "export": "checkpoints → bundle",
     "evaluate": "bundle → quality",
     "replay": "bundle and the held-out tail of the log → quality in time, latency",
+    "plan": "where the tables would go on so many ranks, and why; or what cluster a model needs",
     "probe": "start the server, ask it for a feed, compare with the recommender's own",
     "serve": "serve the bundle over HTTP until interrupted",
 }
@@ -44,13 +47,22 @@ def main(arguments: list[str] | None = None) -> None:
         verb = verbs.add_parser(name, help=text, description=text)
         verb.add_argument("config", type=Path, metavar="CONFIG", help="TOML file of the run")
         verb.add_argument("--json", action="store_true", help="print results as one JSON object")
-        if name in ("run", "prepare"):
+        if name == "train":
+            verb.add_argument(
+                "--fresh", action="store_true", help="begin at the beginning, even where a training can be taken up"
+            )
+        if name == "plan":
+            verb.add_argument("--world-size", type=int, metavar="N", help="ranks; as configured if not given")
+            verb.add_argument("--local-world-size", type=int, metavar="M", help="ranks of a host")
+            verb.add_argument("--device", choices=("cpu", "cuda"), help="of a run's ranks; this machine's if not given")
+        if name in ("run", "prepare", "train"):
             verb.add_argument(
                 "--engine",
                 choices=("local", "ray"),
                 default="local",
-                help="what prepares the parts of the log: this process, or Ray Data; the examples are the same",
+                help="what does the work: processes of this machine, or Ray Data and Ray Train; the result is the same",
             )
+        if name in ("run", "prepare"):
             verb.add_argument(
                 "--rebuild", action="store_true", help="replace examples that were made with another schema"
             )
@@ -69,6 +81,9 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     verb, path, as_json = known.verb, known.config, known.json
     if verb == "run" and _nothing_to_do(path, overrides, as_json=as_json):
         return
+    if verb == "plan":
+        _plan(known, overrides)
+        return
     # torch and torchrec take seconds to import, which a run that is up to date need not wait for.
     from recsys import config as configs
     from serving import app
@@ -84,27 +99,38 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     prepares = verb in ("run", "prepare")
     if prepares and not known.rebuild:
         run.require_same_schema()
-    run.write_config()
+    if verb == "train":
+        _train(run, known.engine, fresh=known.fresh)
+    else:
+        run.write_config()
     if prepares:
         run.prepare(known.engine)
     if verb == "run":
-        _run(run, overrides, as_json=as_json)
+        _run(run, known.engine, overrides, as_json=as_json)
         return
     if verb == "probe":
         _probe(run)
-    elif verb != "prepare":
-        stages: dict[str, Callable[[], None]] = {
-            name: getattr(run, name) for name in ("train", "export", "evaluate", "replay")
-        }
+    elif verb not in ("prepare", "train"):
+        stages: dict[str, Callable[[], None]] = {name: getattr(run, name) for name in ("export", "evaluate", "replay")}
         stages[verb]()
     if as_json:
         _print_json(run.results())
 
 
-def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
+def _train(run: "Run", engine: "Engine", *, fresh: bool) -> None:
+    """Train, alone, with processes of this machine, or as one of torchrun's."""
+    from recsys import distributed
+
+    with distributed.joined(run.config.launch):
+        if distributed.is_first():
+            run.write_config()
+        run.train(engine, fresh=fresh)
+
+
+def _run(run: "Run", engine: "Engine", overrides: list[str], *, as_json: bool) -> None:
     from recsys import report, summary
 
-    run.train()
+    run.train(engine)
     run.export()
     run.evaluate()
     if run.config.run.probe:
@@ -114,6 +140,22 @@ def _run(run: "Run", overrides: list[str], *, as_json: bool) -> None:
     page = report.write(run.directory, results)
     summary.remember(run.directory, run.path, overrides, run.finished(), results)
     _show(results, page, run.path, as_json=as_json)
+
+
+def _plan(known: argparse.Namespace, overrides: list[str]) -> None:
+    from recsys import config as configs
+    from recsys import plan
+
+    path, world, local = known.config, known.world_size, known.local_world_size
+    if plan.is_cluster(path, overrides):
+        found, show = plan.plan_cluster(plan.load(path, overrides), world, local), plan.show_cluster
+    else:
+        found = plan.plan_run(configs.load(path, overrides), path, world, local, known.device)
+        show = plan.show_run
+    if known.json:
+        _print_json(found)
+    else:
+        show(found)
 
 
 def _nothing_to_do(path: Path, overrides: list[str], *, as_json: bool) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from embeddings import collisions
 from embeddings.sharding import Config as ShardingConfig
+from embeddings.tables import Config as TablesConfig
 from features import pipeline, registry
 from features.errors import InputError
 from features.schema import FeatureSpec
@@ -16,8 +18,9 @@ from features.settings import Settings
 from recsys import inference
 from recsys.config_file import check_dataset, read_toml, validate
 from recsys.distributed import Config as LaunchConfig
+from recsys.export import Config as ExportConfig
 from recsys.replay import runner
-from recsys.train import RankerConfig, RetrieverConfig
+from recsys.roles import RankerConfig, RetrieverConfig
 
 
 class RunSection(Settings):
@@ -48,8 +51,12 @@ class RunConfig(Settings):
     """The ranker and its training."""
     sharding: ShardingConfig = ShardingConfig()
     """What the planner may do."""
+    tables: TablesConfig = TablesConfig()
+    """Precision of the tables' weights, and tables whose ids have no bound."""
     launch: LaunchConfig = LaunchConfig()
     """Processes."""
+    export: ExportConfig = ExportConfig()
+    """How a bundle's tables are written."""
     baselines: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Baseline → what its Config has; every file in `recsys/baselines` is measured, set here or not."""
     recommend: inference.Config = inference.Config()
@@ -67,9 +74,17 @@ class RunConfig(Settings):
                 f"a train.batch_size of {rows} cannot be shared by launch.nproc = {self.launch.nproc}; raise it"
             )
         tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
-        for name in self.sharding.tables:
-            if name not in tables:
-                raise ValueError(f"sharding.tables.{name} names no table; known: {', '.join(sorted(tables))}")
+        named = [
+            ("sharding.tables", self.sharding.tables),
+            ("tables.overrides", self.tables.overrides),
+            ("export.overrides", self.export.overrides),
+        ]
+        for section, names in named:
+            for name in names:
+                if name not in tables:
+                    raise ValueError(f"{section}.{name} names no table; known: {', '.join(sorted(tables))}")
+        forms = {name: table.form for name, table in self.sharding.tables.items()}
+        collisions.check(self.tables.managed, self.features, forms, self.launch.nproc)
         return self
 
     @property

@@ -84,7 +84,7 @@ def validate(model: type[Section], tree: dict[str, Any], source: str, prefix: st
 def _known_keys(model: type[BaseModel], path: list[str | int]) -> list[str]:
     """The keys of the section at `path`."""
     for part in path:
-        if isinstance(part, int):
+        if isinstance(part, int) or part not in model.model_fields:  # the place in a list, the key of a dict
             continue
         annotation = model.model_fields[part].annotation
         candidates = [annotation, *get_args(annotation)]

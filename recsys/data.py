@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
+import torch
 
 from embeddings.batch import Batch, Columns, Share, jagged, sequence_batch
 from features.errors import InputError
@@ -34,20 +35,6 @@ _ORDER, _NEGATIVES, _BLOCKS = 1, 2, 3
 """Tell the random streams of one seed apart."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where training is to go on: plain numbers, which a checkpoint keeps as JSON."""
-
-    epoch: int
-    """The epoch, from 0."""
-    batch: int
-    """The next global batch of that epoch, from 0."""
-
-    def after(self, batches: int) -> "Position":
-        """One global batch later; `batches`: those of an epoch."""
-        return Position(self.epoch, self.batch + 1) if self.batch + 1 < batches else Position(self.epoch + 1, 0)
 
 
 @dataclass(frozen=True)
@@ -122,6 +109,28 @@ def ahead(make: Callable[[Executor | None], Iterator[T]], workers: int) -> Itera
             threads.shutdown(wait=False, cancel_futures=True)
         for threads in (readers, maker):
             threads.shutdown()
+
+
+def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches on the device of training; on a GPU the next is copied, from page-locked memory, while one is used."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)
+
+    def begin(batch: Batch) -> Batch:
+        with torch.cuda.stream(copying):
+            return batch.pin_memory().to(device, non_blocking=True)
+
+    following = next(batches, None)
+    coming = None if following is None else begin(following)
+    while coming is not None:
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copying)
+        coming.record_stream(current)
+        batch, following = coming, next(batches, None)
+        coming = None if following is None else begin(following)
+        yield batch
 
 
 class SequenceReader:

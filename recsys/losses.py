@@ -1,4 +1,4 @@
-"""Losses as sums over a rank's part, divided by the global count: their sum over ranks is the global mean.
+"""Losses, in float32, as sums over a rank's part, divided by the global count: their sum over ranks is the global mean.
 
 N steps, C candidates, D width, B examples.
 """
@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 def full_softmax(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, count: int) -> Tensor:
     """Cross entropy of each step's next item among all candidates, which are the whole catalogue."""
-    return cross_entropy(user_ND @ candidates_CD.T, target_N, reduction="sum") / count
+    return cross_entropy((user_ND @ candidates_CD.T).float(), target_N, reduction="sum") / count
 
 
 def sampled_softmax(
@@ -36,9 +36,9 @@ def sampled_softmax(
     negative_NM = user_ND @ candidates_CD[-negatives:].T - math.log(negatives / items)
     hit_NM = item_C[-negatives:] == item_C[target_N].unsqueeze(1)
     logits = torch.cat([positive_N.unsqueeze(1), negative_NM.masked_fill(hit_NM, -math.inf)], dim=1)
-    return cross_entropy(logits, torch.zeros_like(target_N), reduction="sum") / count
+    return cross_entropy(logits.float(), torch.zeros_like(target_N), reduction="sum") / count
 
 
 def log_loss(logits_B: Tensor, label_B: Tensor, count: int, weight_B: Tensor | None = None) -> Tensor:
     """Binary cross entropy in nats; `weight_B` None: all 1."""
-    return binary_cross_entropy_with_logits(logits_B, label_B, weight_B, reduction="sum") / count
+    return binary_cross_entropy_with_logits(logits_B.float(), label_B, weight_B, reduction="sum") / count

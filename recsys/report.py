@@ -61,6 +61,7 @@ def write(directory: Path, results: dict[str, Any]) -> Path:
         rows=summary.systems(results) if "retrieval" in results else {},
         columns=summary.COLUMNS,
         verdict=summary.verdict(results) if "retrieval" in results else "",
+        bundles={split: summary.export_lines(found) for split, found in results["export"].items()},
     )
     out = summary.page(directory)
     write_text(out, text)

@@ -27,13 +27,15 @@ from features.manifest import (
 )
 from features.pipeline import Engine, Split
 from features.schema import difference
-from recsys import bundle, distributed, evaluate
+from recsys import distributed, evaluate, export
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
 from recsys.console import console
 from recsys.replay import runner
-from recsys.summary import versions
-from recsys.train import RankerConfig, RetrieverConfig, train
+from recsys.resume import Training
+from recsys.roles import RankerConfig, RetrieverConfig
+from recsys.summary import export_lines, versions
+from recsys.train import launch as launch_training
 
 RESULT = "result.json"
 RESOLVED = "config.toml"
@@ -184,12 +186,17 @@ class Run:
                     "give this run another run.name, or replace the examples with --rebuild"
                 )
 
-    def train(self) -> None:
-        """Examples → a retriever and a ranker for every split."""
+    def train(self, engine: Engine = "local", *, fresh: bool = False) -> None:
+        """Examples → a retriever and a ranker for every split.
+
+        Args:
+            engine: what starts the processes.
+            fresh: begin at the beginning, even where a training can be taken up.
+        """
         for split in self.config.prepare.splits:
             for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
                 out = self.checkpoint(split, role)
-                work = partial(self._train, section, self.examples(split), out)
+                work = partial(self._train, section, self.examples(split), out, engine, fresh)
                 self._stage(f"train {role}", out, work, f"train {split} {role}")
 
     def export(self) -> None:
@@ -267,23 +274,66 @@ class Run:
             for path in (*self.places("train retriever"), *self.places("train ranker"))
             if (facts := manifest.read(path)) is not None
         }
+        found["export"] = {
+            split: facts["export"]
+            for split in self.config.prepare.splits
+            if (facts := self.current("export", self.bundle(split))) is not None
+        }
         for name in ("evaluate", "replay", "probe"):
             if self.current(name, self.report(name)) is not None:
                 result = manifest.read_json(self.report(name) / RESULT)
                 found |= result if name == "evaluate" else {name: result}
         return found
 
-    def _train(self, section: RetrieverConfig | RankerConfig, examples: Path, out: Path, facts: dict[str, Any]) -> None:
-        distributed.launch(train, self.config.launch, section, self.config.sharding, examples, out, facts)
+    def _train(
+        self,
+        section: RetrieverConfig | RankerConfig,
+        examples: Path,
+        out: Path,
+        engine: Engine,
+        fresh: bool,
+        facts: dict[str, Any],
+    ) -> None:
+        training = Training(
+            section=section,
+            sharding=self.config.sharding,
+            tables=self.config.tables,
+            examples=examples,
+            out=out,
+            run=self.directory,
+            facts=facts | {"data": self.key("prepare")},
+            fresh=fresh,
+        )
+        if engine == "ray":
+            # Ray is slow to import.
+            from recsys import ray_train
+
+            ray_train.launch(training, self.config.launch)
+            return
+        launch_training(training, self.config.launch)
 
     def _export(self, split: Split, facts: dict[str, Any]) -> None:
         prepared = manifest.read(self.directory / "examples")
         assert prepared is not None
-        sections = {name: self.sections[name] for name in ("run", "prepare", "retriever", "ranker", "recommend")}
+        sections = {
+            name: self.sections[name] for name in ("run", "prepare", "retriever", "ranker", "tables", "recommend")
+        }
         facts |= {"split": split, "has_clock": prepared["has_clock"]}
         retriever = (self.config.retriever, self.checkpoint(split, "retriever"))
         ranker = (self.config.ranker, self.checkpoint(split, "ranker"))
-        bundle.export(self.examples(split), retriever, ranker, sections, self.bundle(split), facts)
+        out = self.bundle(split)
+        found = export.export(
+            self.examples(split),
+            retriever,
+            ranker,
+            self.config.tables.managed,
+            self.config.export,
+            sections,
+            out,
+            facts,
+        )
+        for line in export_lines(found):
+            console.print(f"  {line}", style="dim", highlight=False, soft_wrap=True)
 
     def _result(self, stage: str, work: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """A stage whose result is one JSON file."""
@@ -298,19 +348,21 @@ class Run:
     def _stage(self, stage: str, out: Path, work: Callable[[dict[str, Any]], Any], title: str | None = None) -> None:
         """Do `work` unless `out` is up to date; work writes `out` and its manifest from the facts that it is given."""
         key, title = self.key(stage), title or stage
-        if self.current(stage, out) is not None:
-            console.print(f"[dim]{title}: up to date[/dim]")
+        if distributed.from_first(self.current(stage, out) is not None):
+            _say(f"[dim]{title}: up to date[/dim]")
             return
         self._require_upstream(stage)
-        console.print(f"[bold]{title}[/bold] …")
+        _say(f"[bold]{title}[/bold] …")
         started = time.perf_counter()
         facts: dict[str, Any] = {"stage": stage, "key": key, "environment": self.environments[stage]}
         work(facts)
+        if not distributed.is_first():
+            return
         taken = manifest.read(out)
         assert taken is not None, f"{stage} left no manifest at {out}"
         seconds = time.perf_counter() - started
         write_json(out / manifest.MANIFEST, taken | {"seconds_taken": seconds, "peak_memory_mb": peak_memory_mb()})
-        console.print(f"  done in {seconds:.1f} s")
+        _say(f"  done in {seconds:.1f} s")
 
     def _require_upstream(self, stage: str) -> None:
         for name in _UPSTREAM[stage]:
@@ -326,6 +378,12 @@ class Run:
                     )
 
 
+def _say(text: str) -> None:
+    """A line from the first process, where several do the same."""
+    if distributed.is_first():
+        console.print(text)
+
+
 def peak_memory_mb() -> float:
     """The most resident memory that this process or one of its children has had, 10⁶ bytes."""
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -337,9 +395,9 @@ _OF_SPLITS = ("splits", "valid_share", "test_share", "max_history", "retain")
 
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("dataset", "prepare", "features"),
-    "train retriever": ("retriever", "sharding", "launch"),
-    "train ranker": ("ranker", "sharding", "launch"),
-    "export": ("recommend", "run"),
+    "train retriever": ("retriever", "sharding", "tables", "launch"),
+    "train ranker": ("ranker", "sharding", "tables", "launch"),
+    "export": ("recommend", "run", "export"),
     "evaluate": ("recommend", "baselines"),
     "probe": ("serve",),
     "replay": ("recommend", "replay"),
@@ -355,14 +413,14 @@ _UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 _TRAINING = (
     *("embeddings", "recsys/models", "recsys/modules"),
-    *(f"recsys/{name}.py" for name in ("train", "tasks", "losses", "data", "metrics", "checkpoint", "distributed")),
+    *(f"recsys/{name}.py" for name in ("train", "resume", "roles", "tasks", "losses", "data", "metrics", "checkpoint")),
 )
 _FEED = tuple(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "metrics"))
 _SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
     "train retriever": _TRAINING,
     "train ranker": _TRAINING,
-    "export": ("recsys/bundle.py",),
+    "export": tuple(f"recsys/{name}.py" for name in ("bundle", "export", "stored")),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", *_FEED),
     "replay": ("recsys/baselines", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),

@@ -87,6 +87,8 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
         f"(popularity {replay['popularity']['recall@10']:.4f}, {replay['popularity']['ndcg@10']:.4f}); "
         f"a feed in {latency['p50']:.1f} ms at the median, {latency['p99']:.1f} ms at p99."
     )
+    for split, found in results["export"].items():
+        console.print(f"Bundle {split}: {'; '.join(export_lines(found))}.", highlight=False)
     if "probe" in results:
         probe = results["probe"]
         same = "the same as" if probe["identical"] else "DIFFERENT from"
@@ -99,6 +101,22 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds"].items())
     console.print(f"Time: {took}; peak memory {results['peak_memory_mb'] / 1000:.1f} GB.")
     console.print(f"Report: {page}")
+
+
+def export_lines(found: dict[str, Any]) -> list[str]:
+    """What a bundle's tables take, and what their form costs, in words."""
+    size, whole = (f"{found[name] / 1e6:,.2f} MB" for name in ("bytes", "fp32_bytes"))
+    if found["ratio"] == 1:
+        return [f"tables of {size} in fp32, as they were trained"]
+    lines = [
+        f"tables of {size}, {found['ratio']:.1f} times less than {whole} in fp32; weights are off by "
+        f"{found['relative_error']:.2%} (RMS), at most by {found['largest_error']:.2g}"
+    ]
+    for role, metrics in found["quality"].items():
+        names = ("ndcg@10", "recall@10") if role == "retriever" else ("ne", "logloss", "auc")
+        changes = (f"{name} {metrics['fp32'][name]:.5f} → {metrics['stored'][name]:.5f}" for name in names)
+        lines.append(f"{role} on the validation part, fp32 → as written: {', '.join(changes)}")
+    return lines
 
 
 COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "coverage@10")

@@ -1,313 +1,337 @@
-"""The training loop, the same for retriever and ranker: plan, shard, step, validate, keep the best."""
+"""The training loop, the same for retriever and ranker, and for one process or many.
 
+Everything that a step does is a function of the seed, the config and the number of the step; what has been learned is
+in the last checkpoint. Training that was killed therefore goes on as if nothing had happened: on CPU the weights are
+those, bit by bit, of training that was never disturbed. What did happen is in the run's logbook.
+"""
+
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torch import Tensor
+from torchrec.optim.keyed import CombinedOptimizer
 
-from embeddings import optim, sharding
+from embeddings import optim, precision, rowwise_adagrad, sharding
 from embeddings.batch import Batch
 from embeddings.init import initialise_tables
-from features import registry
 from features.encoder import load_schema
 from features.errors import InputError
-from features.examples import Examples
 from features.manifest import write_json
-from features.schema import Schema
-from features.settings import Settings
-from recsys import checkpoint, distributed
-from recsys.console import console
-from recsys.data import NextItemReader, Place, Position, RankingReader, SequenceReader
-from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
-from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
+from recsys import checkpoint, distributed, logbook
+from recsys.data import on_device
+from recsys.logbook import Logbook
+from recsys.monitor import Monitor, RecentMetrics
+from recsys.resume import Progress, Standing, Training
+from recsys.roles import Job, open_job, predictions
 
-Role = Literal["retriever", "ranker"]
+PAGE_EVERY = 60.0
+"""Seconds from one making of the logbook's page to the next, while nothing happens that a person waits for."""
 
-
-class LoopConfig(Settings):
-    """The section [<role>.train]."""
-
-    epochs: int = Field(default=20, gt=0)
-    """At most so many passes over the training part."""
-    patience: int = Field(default=5, gt=0)
-    """Stop after so many epochs without a better validation."""
-    batch_size: int = Field(default=128, gt=0)
-    """Rows of a global batch: windows of history, or examples."""
-    seed: int = 0
-    """Of initial weights, order and dropout."""
-    workers: int = Field(default=1, ge=0)
-    """Threads of each process that read and encode examples while it trains; 0: none, the training waits for them."""
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask a training to stop."""
 
 
-class RetrieverLoop(LoopConfig):
-    """The section [retriever.train]."""
+def launch(training: Training, config: distributed.Config) -> None:
+    """Train in as many processes as the config says; those that are killed are started again.
 
-    valid_rows: int = Field(default=5000, gt=0)
-    """Questions asked in each validation, at most."""
-
-
-class RankerLoop(LoopConfig):
-    """The section [ranker.train]."""
-
-    epochs: int = Field(default=5, gt=0)
-    """At most so many passes over the training part."""
-    patience: int = Field(default=2, gt=0)
-    """Stop after so many epochs without a better validation."""
-    batch_size: int = Field(default=1024, gt=0)
-    """Examples of a global batch."""
-
-
-class ModelConfig(Settings):
-    """What [retriever] and [ranker] have in common."""
-
-    kind: str
-    """The file in `recsys/models`."""
-    model: dict[str, Any] = Field(default_factory=dict)
-    """The model's own section, checked by its Config."""
-    optimizer: optim.Config = optim.Config()
-    """The optimizers."""
-    train: LoopConfig = LoopConfig()
-    """The loop."""
-
-
-class RetrieverConfig(ModelConfig):
-    """The section [retriever]."""
-
-    kind: str = "sequential"
-    """The file in `recsys/models`."""
-    loss: RetrievalLoss = RetrievalLoss()
-    """The loss."""
-    train: RetrieverLoop = RetrieverLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
-    """The loop."""
-
-
-class RankerConfig(ModelConfig):
-    """The section [ranker]."""
-
-    kind: str = "dlrm"
-    """The file in `recsys/models`."""
-    train: RankerLoop = RankerLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
-    """The loop."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that training needs to know about its role."""
-
-    task: nn.Module
-    reader: SequenceReader | RankingReader
-    validate: Callable[[DistributedModelParallel], dict[str, float]]
-    better: Callable[[dict[str, float]], float]
-    """Larger is better."""
-
-
-def train(config: ModelConfig, shards: sharding.Config, examples: Path, out: Path, facts: dict[str, Any]) -> None:
-    """Train one model on one split and leave its best checkpoint at `out`; every rank of a process group calls it.
-
-    Args:
-        config: the section of the model.
-        shards: what the planner may do.
-        examples: directory of the split.
-        out: where the checkpoint goes, with `history.json` (loss of every step, validation of every epoch) and
-            `position.json` (where in the epochs its state was saved).
-        facts: what the checkpoint's manifest says beside the results.
+    Raises:
+        InputError: see `train`.
+        distributed.WorkerDied: a process was killed, and again and again when started anew.
     """
-    device = distributed.device()
-    torch.manual_seed(config.train.seed)
-    job = _job(config, examples, device)
-    optim.fuse(sharding.table_parameters(job.task), config.optimizer)
-    model = sharding.shard(job.task, shards, device, config.train.batch_size)
-    initialise_tables(model, config.train.seed)
-    optimizer = optim.combine(model, config.optimizer)
+    folder = checkpoint.unfinished(training.out)
+    watch = distributed.Watch(
+        progress=lambda: checkpoint.names(folder)[-1:],
+        died=lambda cause: Logbook(training.run, training.name).write("crash", cause=cause),
+    )
+    distributed.launch(train, config, training, watch=watch)
 
-    steps = len(job.reader)
-    losses: list[float] = []
-    validations: list[dict[str, float]] = []
-    best, best_epoch = -np.inf, -1
-    position = saved = Position(epoch=0, batch=0)
-    started = time.perf_counter()
-    with checkpoint.cleared_on_error(out), _Progress(config.train.epochs * steps, out) as progress:
-        for epoch in range(config.train.epochs):
-            model.train()
-            parts: list[Tensor] = []
-            for batch in job.reader.epoch(epoch):
-                parts.append(_step(model, optimizer, batch.to(device)))
-                position = position.after(steps)
-                progress.step()
-            losses += distributed.total(torch.stack(parts)).tolist()
-            if not np.isfinite(losses[-len(parts) :]).all():
-                raise InputError(
-                    f"{out.name}: the loss is not finite in epoch {epoch}; lower optimizer.sparse_lr or dense_lr"
-                )
-            model.eval()
-            validations.append(job.validate(model))
-            score = job.better(validations[-1])
-            if not np.isfinite(score):
-                raise InputError(
-                    f"{out.name}: validation is not finite in epoch {epoch}; lower the optimizer's learning rates"
-                )
-            progress.epoch(float(np.mean(losses[-len(parts) :])), validations[-1])
-            if score > best:
-                best, best_epoch, saved = score, epoch, position
-                checkpoint.save_state(out, model, optimizer, saved)
-            elif epoch - best_epoch >= config.train.patience:
-                break
-    seconds = time.perf_counter() - started
+
+def train(training: Training) -> None:
+    """Train, and leave the last checkpoints and the best at `training.out`; every rank of a process group calls it.
+
+    There is `history.json` beside them: the loss of every step, null where it was not finite, and every validation.
+
+    Raises:
+        InputError: the device cannot train what is asked for, the loss stays infinite, the disk is full at the end.
+    """
+    section, device = training.section, distributed.device()
+    torch.manual_seed(section.train.seed)
+    job = open_job(section, training.tables.managed, training.examples, device)
+    updates = section.train.epochs * -(-len(job.reader) // section.optimizer.accumulate)
+    optim.check(section.optimizer, training.tables, device, updates, f"{training.out.name}.optimizer")
+    sharding.check(training.sharding, section.optimizer.sparse, job.task, device)
+    if device.type == "cpu":
+        rowwise_adagrad.install()
+    precision.set_precision(job.task, training.tables)
+    optim.fuse(sharding.fused_parameters(job.task, training.sharding), section.optimizer)
+    model = sharding.shard(job.task, training.sharding, device, section.train.batch_size, training.tables)
+    initialise_tables(model, section.train.seed)
+    optimizer = optim.combine(model, section.optimizer)
+    aside = checkpoint.unfinished(training.out)
+    with checkpoint.opened(aside, section.train.keep, asynchronous=section.train.asynchronous) as checkpoints:
+        recent = None if job.label is None else RecentMetrics(job.label, section.train.batch_size, device)
+        standing = Standing(training, len(job.reader), model, optimizer, recent, checkpoints, device)
+        loop = Loop(standing, job, optimizer, updates, device)
+        loop.run()
     if distributed.is_first():
-        write_json(checkpoint.unfinished(out) / "history.json", {"loss": losses, "valid": validations})
-        epochs = len(validations)
-        facts |= {
-            "schema": load_schema(examples).fingerprint,
-            "epochs": epochs,
-            "best_epoch": best_epoch,
-            "position": asdict(saved),
-            "valid": validations[best_epoch],
-            "seconds": seconds,
-            "rows_per_second": epochs * job.reader.rows / seconds,
-            "parameters": sum(_size(value) for value in model.state_dict().values()),
-            "plan": sharding.describe(model),
+        loop.finish()
+
+
+class Loop:
+    """One training from its last checkpoint, or from the beginning, to its end; reads top to bottom."""
+
+    def __init__(
+        self, standing: Standing, job: Job, optimizer: CombinedOptimizer, updates: int, device: torch.device
+    ) -> None:
+        """`updates`: steps of the dense optimizer in the whole training, if nothing stops it."""
+        self.standing, self.job, self.optimizer = standing, job, optimizer
+        self.updates, self.device, self.model = updates, device, standing.model
+        self.training = standing.training
+        self.section, self.config = self.training.section, self.training.section.train
+        self.stop_signal: int | None = None
+        self.page_written = 0.0
+
+    @property
+    def progress(self) -> Progress:
+        """Where it stands."""
+        return self.standing.progress
+
+    def run(self) -> None:
+        """Take up the last whole checkpoint, if there is one of this training, and train to the end."""
+        if distributed.is_first():
+            self.standing.book.start(self.training.config(), schema=load_schema(self.training.examples).fingerprint)
+            self._write_page()
+        try:
+            self.standing.resume()
+            with self._signals(), self._monitor() as self.monitor:
+                while not self._ended():
+                    self._epoch()
+            self.standing.wait()
+            self.standing.require_best()
+        except BaseException as error:
+            self.standing.note("stop" if isinstance(error, KeyboardInterrupt) else "crash", cause=_words(error))
+            self._write_page()
+            raise
+        self.standing.note("stop", cause=logbook.FINISHED)
+        self._write_page()
+
+    def finish(self) -> None:
+        """Name the finished training; the first rank calls it."""
+        progress, out = self.progress, self.training.out
+        losses = [loss if math.isfinite(loss) else None for loss in self.standing.losses]
+        write_json(checkpoint.unfinished(out) / "history.json", {"loss": losses, "valid": progress.validations})
+        best = next(found for found in progress.validations if found["step"] == progress.best_step)
+        facts = self.training.facts | {
+            "best": checkpoint.name_of(progress.best_step),
+            "schema": load_schema(self.training.examples).fingerprint,
+            "epochs": math.ceil(progress.step / len(self.job.reader)),
+            "best_epoch": int(best["epoch"]),
+            "steps": progress.step,
+            "skipped": progress.skipped,
+            "valid": {name: value for name, value in best.items() if name not in ("step", "epoch")},
+            "seconds": progress.seconds,
+            "rows_per_second": progress.step / len(self.job.reader) * self.job.reader.rows / progress.seconds,
+            "parameters": sum(math.prod(value.size()) for value in self.model.state_dict().values()),
+            "world": self.standing.world,
+            "plan": self.standing.plan,
         }
         checkpoint.finish(out, facts)
 
+    def _ended(self) -> bool:
+        if self.progress.since_best >= self.config.patience:
+            return True
+        return self.progress.epoch >= self.config.epochs
 
-def _step(model: DistributedModelParallel, optimizer: Any, batch: Batch) -> Tensor:
-    """One update; the rank's part of the global mean loss. Gradients are averaged over ranks, hence the factor."""
-    loss, _ = model(batch)
-    optimizer.zero_grad()
-    (loss * torch.distributed.get_world_size()).backward()
-    optimizer.step()
-    return loss.detach()
-
-
-def build_model(config: ModelConfig, role: Role, schema: Schema, device: torch.device) -> nn.Module:
-    """The model that a section names, tables on `device`.
-
-    Raises:
-        InputError: there is no such model, or it has another role.
-    """
-    module = registry.load("recsys.models", config.kind, f"{role}.kind")
-    if role != module.ROLE:
-        raise InputError(f"{role}.kind = {config.kind!r} is a {module.ROLE}; choose a {role}")
-    return module.build(module.Config(**config.model), schema, device)
-
-
-def build_task(config: ModelConfig, schema: Schema, device: torch.device) -> RetrievalTask | RankingTask:
-    """The model with its loss, as it is trained and checkpointed."""
-    if isinstance(config, RetrieverConfig):
-        return RetrievalTask(build_model(config, "retriever", schema, device), config.loss, schema)
-    return RankingTask(build_model(config, "ranker", schema, device), schema.label)
-
-
-def _job(config: ModelConfig, examples: Path, device: torch.device) -> Job:
-    schema = load_schema(examples)
-    place = Place(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    loop = config.train
-    task = build_task(config, schema, torch.device("meta"))
-    if isinstance(config, RetrieverConfig):
-        sequences = examples / "sequences"
-        reader = SequenceReader(
-            sequences / "train.parquet",
-            schema.items,
-            loop.batch_size,
-            loop.seed,
-            config.loss.sampled,
-            place,
-            loop.workers,
-        )
-        questions = NextItemReader(
-            sequences / "valid.parquet", schema.items, 4 * loop.batch_size, config.train.valid_rows, place
-        )
-        _require_rows(questions.rows, place, sequences / "valid.parquet")
-        return Job(
-            task, reader, lambda model: validate_retrieval(model, questions, device), lambda found: found["ndcg@10"]
-        )
-    split = Examples.open(examples)
-    training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers)
-    valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers)
-    _require_rows(valid.rows, place, examples)
-    return Job(task, training, lambda model: validate_ranking(model, valid, device), lambda found: -found["logloss"])
-
-
-def _require_rows(rows: int, place: Place, path: Path) -> None:
-    if rows < place.world:
-        raise InputError(
-            f"{path}: {rows} rows cannot validate {place.world} processes; use a longer log or fewer processes"
+    def _epoch(self) -> None:
+        """The rest of an epoch."""
+        progress, batches = self.progress, len(self.job.reader)
+        accumulate = self.section.optimizer.accumulate
+        started = time.perf_counter()
+        for batch in on_device(self.job.reader.epoch(progress.epoch, progress.batch), self.device):
+            first = progress.batch % accumulate == 0
+            last = (progress.batch + 1) % accumulate == 0 or progress.batch + 1 == batches
+            stop = self._step(batch, first=first, last=last)
+            progress.step += 1
+            progress.batch += 1
+            if progress.batch == batches:
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            if progress.step % self.config.log_every == 0:
+                self._log()
+            if not last:
+                continue
+            ended = progress.batch == 0
+            now = time.perf_counter()
+            progress.seconds, started = progress.seconds + now - started, now
+            if ended or _due(self.config.validate_every, progress.step - progress.validated):
+                self._validate()
+                self.standing.save()
+                started = time.perf_counter()
+            elif stop or _due(self.config.checkpoint_every, progress.step - progress.saved):
+                self.standing.save()
+            if stop:
+                self.standing.wait()
+                raise KeyboardInterrupt(f"asked to by {signal.Signals(stop).name}")
+            if ended or self._ended():
+                return
+        raise RuntimeError(
+            f"rank {torch.distributed.get_rank()} ran out of data before batch {progress.batch} of {batches}; "
+            "every rank needs the same examples"
         )
 
+    def _step(self, batch: Batch, *, first: bool, last: bool) -> int:
+        """One global batch; the signal that asks some rank to stop, 0 for none.
 
-@torch.no_grad()
-def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torch.device) -> dict[str, float]:
-    """Full ranking over the catalogue, items of the visible history left out; every rank gets the same numbers."""
-    ranks: list[np.ndarray] = []
-    for batch, history_N, lengths_B, target_B in questions:
-        _, outputs = model(batch.to(device))
-        last_B = torch.from_numpy(np.cumsum(lengths_B) - 1)
-        score_BC = (outputs["user_ND"][last_B] @ outputs["candidates_CD"].T).cpu()
-        score_BC[np.repeat(np.arange(len(lengths_B)), lengths_B), history_N - 1] = -torch.inf
-        target_B1 = target_B.astype(np.int64)[:, None] - 1
-        ranks.append(rank_of(score_BC.numpy(), target_B1))
-    return next_item_metrics(np.concatenate([rank for part in distributed.gathered(ranks) for rank in part]))
+        Gradients are averaged over ranks, and a rank's loss is its part of the global mean: hence the factor.
+        """
+        progress = self.progress
+        if first:
+            self.optimizer.zero_grad()
+            self.pending = 0
+            optim.set_rate(self.optimizer, self.section.optimizer, progress.updates, self.updates)
+        with self._autocast():
+            loss, outputs = self.model(batch)
+        value, stop = self._agree(loss)
+        self.standing.losses.append(value)
+        if not math.isfinite(value):
+            self._skip(value)
+        else:
+            progress.skipped_in_a_row = 0
+            (loss * self.standing.world).backward()
+            self.pending += 1
+            if self.standing.recent is not None and self.job.label is not None:
+                self.standing.recent.add(*predictions(outputs, batch, self.job.label))
+        if last and self.pending:
+            self._update()
+        assert batch.share is not None
+        self.monitor.step(batch.share.rows)
+        return stop
+
+    def _update(self) -> None:
+        config = self.section.optimizer
+        if config.accumulate > 1 or config.clip_norm is not None:
+            self.norm = float(optim.clip(self.optimizer, config, self.pending))
+            if not math.isfinite(self.norm):
+                # The tables have taken this gradient already: only an earlier checkpoint is without it.
+                self.standing.note("not_finite", cause=f"the gradient's norm is {self.norm}")
+                raise InputError(
+                    f"{self.training.name}: the gradient is not finite in step {self.progress.step}; lower "
+                    "optimizer.sparse_lr or dense_lr"
+                )
+        self.optimizer.step()
+        self.progress.updates += 1
+
+    def _agree(self, loss: Tensor) -> tuple[float, int]:
+        """The global loss, and a signal that some rank has been sent, or 0.
+
+        All ranks agree on them before any of them changes a table, which backward passes do.
+        """
+        sent = torch.tensor([float(self.stop_signal == number) for number in STOPPING], device=self.device)
+        value, *stops = distributed.total(torch.cat([loss.detach().float().view(1), sent])).tolist()
+        return value, next((number for number, ranks in zip(STOPPING, stops, strict=True) if ranks), 0)
+
+    def _skip(self, value: float) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.standing.note("not_finite", cause=f"the loss is {value}")
+        if progress.skipped_in_a_row > self.config.max_skipped:
+            raise InputError(
+                f"{self.training.name}: the loss is not finite in {progress.skipped_in_a_row} batches in a row, up to "
+                f"step {progress.step}; lower optimizer.sparse_lr or dense_lr, or look at the examples"
+            )
+        self.standing.note("skipped", batches=1)
+
+    def _validate(self) -> None:
+        progress = self.progress
+        self.model.eval()
+        found = self.job.validate(self.model)
+        self.model.train()
+        score = self.job.better(found)
+        if not math.isfinite(score):
+            raise InputError(
+                f"{self.training.name}: validation is not finite after step {progress.step}; lower the optimizer's "
+                "learning rates"
+            )
+        since = np.array(self.standing.losses[progress.validated : progress.step])
+        epoch = progress.epoch - (progress.batch == 0)
+        progress.validated = progress.step
+        progress.validations.append({"step": progress.step, "epoch": epoch, **found})
+        self.monitor.validated(len(progress.validations), float(np.nanmean(since)), found, progress.step)
+        self.standing.note("evaluation", metrics=found)
+        if time.monotonic() - self.page_written > PAGE_EVERY:
+            self._write_page()
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_step, progress.since_best = score, progress.step, 0
+            self.standing.note("best", metric=self.job.metric, value=found[self.job.metric])
+        else:
+            progress.since_best += 1
+            if progress.since_best >= self.config.patience:
+                self.standing.note("early_stop", cause=f"{progress.since_best} validations without a better one")
+
+    def _log(self) -> None:
+        step = self.progress.step
+        curves = {
+            "training/loss": float(np.nanmean(self.standing.losses[-self.config.log_every :])),
+            "training/samples_per_second": self.monitor.speed(),
+            "training/rate": self.section.optimizer.schedule.factor(max(self.progress.updates - 1, 0), self.updates),
+        }
+        if self.section.optimizer.clip_norm is not None:
+            curves["training/gradient_norm"] = self.norm
+        if self.standing.recent is not None:
+            recent = self.standing.recent.compute()
+            curves |= {f"recent/{self.standing.recent.task}/{name}": value for name, value in recent.items()}
+        self.monitor.curve(curves, step)
+
+    def _monitor(self) -> Monitor:
+        progress = self.progress
+        curves = self.training.run / "tensorboard" / self.training.name
+        return Monitor(self.training.name, curves, self.config.epochs * len(self.job.reader), progress.step)
+
+    def _autocast(self) -> Any:
+        if self.config.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """A SIGINT or SIGTERM is heeded after the step: a checkpoint is saved, then training stops."""
+
+        def heed(number: int, frame: FrameType | None) -> None:
+            del frame
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt("asked to stop at once")
+            self.stop_signal = number
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, heed) for number in STOPPING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _write_page(self) -> None:
+        """The logbook as a page; where there is no room for it the last one stays, and the logbook itself is whole."""
+        self.page_written = time.monotonic()
+        if distributed.is_first():
+            with suppress(OSError):
+                logbook.write_page(self.training.run)
 
 
-@torch.no_grad()
-def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.device) -> dict[str, float]:
-    """Pointwise metrics over the validation part; every rank gets the same numbers."""
-    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for batch, user_B in valid.in_order():
-        _, outputs = model(batch.to(device))
-        assert batch.labels is not None
-        probability_B = torch.sigmoid(outputs["logits_B"]).cpu().numpy()
-        steps.append((probability_B, batch.labels[valid.schema.label].numpy(), user_B))
-    parts = [part for step in zip(*distributed.gathered(steps), strict=True) for part in step]
-    probability, label, user = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return pointwise_metrics(probability, label, user)
+def _due(every: int | None, passed: int) -> bool:
+    return every is not None and passed >= every
 
 
-def _size(value: Any) -> int:
-    return int(np.prod(value.size()))
-
-
-class _Progress:
-    """On the first rank's stderr: a bar on a terminal, a line an epoch in a log."""
-
-    def __init__(self, steps: int, out: Path) -> None:
-        self.bar = Progress(
-            TextColumn("  {task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[found]}"),
-            console=console,
-            disable=not (distributed.is_first() and console.is_terminal),
-            transient=True,
-        )
-        self.task = self.bar.add_task(f"{out.parent.name} {out.name}", total=steps, found="")
-        self.epochs = 0
-
-    def __enter__(self) -> "_Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def step(self) -> None:
-        """One batch is done."""
-        self.bar.advance(self.task)
-
-    def epoch(self, loss: float, found: dict[str, float]) -> None:
-        """One epoch is done and validated."""
-        self.epochs += 1
-        numbers = {"loss": loss, **{name: found[name] for name in ("ndcg@10", "auc", "ne") if name in found}}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-        self.bar.update(self.task, found=text)
-        if distributed.is_first() and not console.is_terminal:
-            console.print(f"  epoch {self.epochs}: {text}", highlight=False)
+def _words(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -6,6 +6,7 @@ import pytest
 
 from features.errors import InputError
 from recsys import config as configs
+from recsys import plan
 from recsys.config_file import validate
 from serving.app import Config as ServeConfig
 
@@ -15,6 +16,9 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_shipped_config_loads(path: Path) -> None:
+    if plan.is_cluster(path, []):
+        assert plan.load(path, []).parameters > 0
+        return
     loaded = configs.load(path, [])
     validate(ServeConfig, loaded.serve, str(path), "serve.")
 
@@ -34,6 +38,8 @@ def test_shipped_config_loads(path: Path) -> None:
         (["--retriever.model.max_history", "abc"], r"retriever\.model\.max_history = 'abc'"),
         (["--prepare.retain", "5"], r"prepare: retain = 5 is less than max_history = 50"),
         (["--baselines.oracle.k", "5"], r"unknown key baselines\.oracle; known here: item_knn, popularity"),
+        (["--sharding.tables.item.frm", "x"], r"unknown key sharding\.tables\.item\.frm; did you mean 'form'\?"),
+        (["--sharding.tables.itm", "row_wise"], r"sharding\.tables\.itm names no table; known: "),
         (["--retriever.train.epochs"], r"option --retriever\.train\.epochs has no value"),
         (["extra", "words"], r"unexpected argument 'extra'"),
         (["--epochs", "3"], r"unknown option --epochs"),

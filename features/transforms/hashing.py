@@ -2,6 +2,9 @@
 
 The hash is SplitMix64 over the integer, or over the eight-byte BLAKE2b of the text, so that it is the same in
 every process, on every machine, with every version of every library.
+
+With `unbounded` the hash itself is the id: 63 bits, practically without collisions. Which of them has a row of its own
+is then decided while the model is trained; the config names such tables in [tables.managed].
 """
 
 import hashlib
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from features._hash import splitmix64
 from features.errors import InputError
@@ -21,6 +24,9 @@ YIELDS = ("sparse", "bag")
 MEMO = True
 _FEW = 64
 
+UNBOUNDED = 2**63 - 1
+"""The rows of a feature whose ids have no bound: its ids are 0 … UNBOUNDED - 1, and no table has as many rows."""
+
 
 class Params(Settings):
     """Parameters of the hash."""
@@ -29,6 +35,14 @@ class Params(Settings):
     """Rows to hash into."""
     seed: int = Field(default=0, ge=0)
     """Another seed is another hash function."""
+    unbounded: bool = False
+    """Whether to keep the whole hash, for a table that [tables.managed] names, in place of one of `buckets`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Params":
+        if self.unbounded and "buckets" in self.model_fields_set:
+            raise ValueError(f"unbounded hashes are not put into buckets = {self.buckets}; remove one of the two")
+        return self
 
 
 def fit(data: Fitting, params: Params) -> dict[str, Any]:
@@ -43,17 +57,22 @@ def fit(data: Fitting, params: Params) -> dict[str, Any]:
 
 
 def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any]) -> pl.Expr:
-    """Int32 bucket in 1 … buckets, or List(Int32) for a list column; a null becomes 0 or an empty list."""
+    """Int32 bucket in 1 … buckets, or List(Int32) for a list column; a null becomes 0 or an empty list.
+
+    Int64 in 1 … 2⁶³ - 2 where they are unbounded.
+    """
     offset = seed_word(params.seed)
+    made = pl.Int64 if params.unbounded else pl.Int32
 
     def bucket(values: pl.Series) -> pl.Series:
-        buckets = to_buckets(splitmix64(_words(values) + offset), params.buckets)
+        hashes = splitmix64(_words(values) + offset)
+        buckets = _to_ids(hashes) if params.unbounded else to_buckets(hashes, params.buckets)
         if values.null_count():
             buckets[values.is_null().to_numpy()] = 0
         return pl.Series(buckets)
 
     def index(values: pl.Expr) -> pl.Expr:
-        return values.map_batches(bucket, return_dtype=pl.Int32, is_elementwise=True)
+        return values.map_batches(bucket, return_dtype=made, is_elementwise=True)
 
     if isinstance(dtype, pl.List):
         return pl.col(source).list.eval(index(pl.element())).fill_null([])
@@ -62,7 +81,7 @@ def expr(source: str, dtype: pl.DataType, params: Params, state: dict[str, Any])
 
 def rows(params: Params, state: dict[str, Any]) -> int:
     """Rows of the embedding table."""
-    return params.buckets + 1
+    return UNBOUNDED if params.unbounded else params.buckets + 1
 
 
 def _words(values: pl.Series) -> np.ndarray:
@@ -93,3 +112,8 @@ def seed_word(seed: int) -> np.uint64:
 def to_buckets(hashes: np.ndarray, buckets: int) -> np.ndarray:
     """Hashes, uint64 [N] → 1 … buckets, int32 [N]."""
     return (hashes % np.uint64(buckets)).astype(np.int32) + 1
+
+
+def _to_ids(hashes: np.ndarray) -> np.ndarray:
+    """Hashes, uint64 [N] → 1 … UNBOUNDED - 1, int64 [N], in the order of their upper 63 bits."""
+    return np.clip(hashes >> np.uint64(1), 1, UNBOUNDED - 1).astype(np.int64)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingCollection
 
 from embeddings.batch import Batch
+from embeddings.quantized import whole_table
 from embeddings.tables import item_table
 from features.schema import Schema
 from features.settings import Settings
@@ -73,8 +74,8 @@ class Sequential(nn.Module):
         return {"user_ND": self.norm(x_ND), "candidates_CD": embedded["candidates"].values()}
 
     def item_vectors(self) -> Tensor:
-        """[items + 1, D]: the table itself, row i for item index i; for a model whose tables are local."""
-        return self.sparse_arch.get_parameter("embeddings.item.weight")
+        """[items + 1, D]: the whole table, row i for item index i; for a model whose tables are local."""
+        return whole_table(self.sparse_arch, "item")
 
 
 def build(config: Config, schema: Schema, device: torch.device) -> Sequential:

@@ -256,6 +256,7 @@ def state_of(name: str, values: Any, **given: Any) -> Any:
         ("cross", {"with": ["b"], "seed": -1}, "greater than or equal to 0"),
         ("cross", {"with_": ["b"]}, "Extra inputs"),
         ("hashing", {"buckets": 2**31}, "less than 2147483647"),
+        ("hashing", {"buckets": 7, "unbounded": True}, "not put into buckets = 7"),
         ("lookup", {"min_count": 0}, "greater than or equal to 1"),
         ("text", {"dim": 0}, "greater than or equal to 1"),
         ("text", {"buckets": 1}, "greater than or equal to 2"),
@@ -364,6 +365,24 @@ def test_hashes_are_the_same_for_ever() -> None:
 
 HASHED_NUMBERS = [7536, 22466, 43937, 0]
 HASHED_TEXTS = [87888, 25572, 88748, 0]
+
+
+def test_unbounded_hashes_are_ids_of_63_bits() -> None:
+    # The first words of SplitMix64 seeded by 0 and by its own constant, as published, without their last bits.
+    first, second = 0xE220A8397B1DCDAF >> 1, 0x6E789E6AA1B965F4 >> 1
+    made = apply("hashing", [0, 0x9E3779B97F4A7C15 - 2**64, None, -1], unbounded=True)
+    assert made[:3] == [first, second, 0]
+    assert apply("hashing", [[0, None], None, []], unbounded=True) == [[first, 0], [], []]
+    assert apply("hashing", [0], seed=1, unbounded=True) == [second]
+    module = load("hashing")
+    params = module.Params(unbounded=True)
+    rows = module.rows(params, {})
+    many = pl.DataFrame({"x": range(100_000)}).select(module.expr("x", pl.Int64(), params, {})).to_series()
+    assert many.dtype == pl.Int64
+    assert many.n_unique() == 100_000
+    assert many.is_between(1, rows - 1).all()
+    # As many in each part of the range, within four deviations.
+    assert np.abs(np.bincount(many.to_numpy() // (rows // 10 + 1), minlength=10) - 10_000).max() < 4 * 95
 
 
 @pytest.mark.parametrize("name", ["lookup", "hashing", "quantile"])

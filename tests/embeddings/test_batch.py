@@ -136,12 +136,15 @@ def test_sums_with_the_batchs_weights_are_weighted_means(rows: list[int]):
             torch.testing.assert_close(pooled[name], torch.stack([of_rows[row] for row in rows]))
 
 
-def test_without_weights_there_are_none_and_bags_are_averaged():
+def test_a_bag_without_weights_is_averaged_and_a_schema_without_bags_needs_none():
     sparse = ranking_batch(EXAMPLES, SCHEMA).sparse
     assert sparse is not None
+    assert sparse["genres"].weights().tolist() == [0.5, 0.5, 1]
+    assert {table.pooling for table in bag_tables(SCHEMA)} == {PoolingType.SUM}
+    single = SCHEMA.model_copy(update={"features": tuple(f for f in SCHEMA.features if f.kind != "bag")})
+    sparse = ranking_batch(EXAMPLES, single).sparse
+    assert sparse is not None
     assert sparse.weights_or_none() is None
-    assert {table.pooling for table in bag_tables(SCHEMA)} == {PoolingType.MEAN}
-    assert {table.pooling for table in bag_tables(WEIGHTED)} == {PoolingType.SUM}
 
 
 def test_weights_of_other_lengths_are_refused():

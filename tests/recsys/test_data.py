@@ -1,7 +1,6 @@
-import json
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from embeddings.batch import Batch
 from features.errors import InputError
 from features.schema import FeatureSpec, Schema
 from recsys import data
-from recsys.data import NextItemReader, Place, Position, RankingReader, SequenceReader, batches
+from recsys.data import NextItemReader, Place, RankingReader, SequenceReader, batches
 
 ITEMS, BATCH, WORLDS, WORKERS = 50, 7, (1, 2, 3), (0, 1, 2)
 
@@ -274,14 +273,8 @@ def test_an_epoch_goes_on_where_it_stopped(windows: Path, world: int, workers: i
             lambda workers, rank=rank: sequence_reader(windows, rank, world, negatives=4, workers=workers),
         ):
             whole = list(make(0).epoch(2))
-            position = Position(epoch=2, batch=0)
-            for done in range(len(whole) + 1):
-                saved = json.loads(json.dumps(asdict(position)))
-                assert saved == ({"epoch": 2, "batch": done} if done < len(whole) else {"epoch": 3, "batch": 0})
-                if done in (0, 1, 4, 7, 8, 14):
-                    position = Position(**saved)
-                    assert_equal(list(make(workers).epoch(position.epoch, position.batch)), whole[done:])
-                position = position.after(len(whole))
+            for done in (0, 1, 4, 7, 8, 14):
+                assert_equal(list(make(workers).epoch(2, done)), whole[done:])
             assert not list(make(workers).epoch(2, len(whole)))
 
 

@@ -1,0 +1,253 @@
+"""The two roles, retriever and ranker: their sections of the config, how their models are built, fed and judged."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from embeddings import collisions, optim
+from embeddings.batch import Batch
+from embeddings.collisions import Managed
+from features import registry
+from features.encoder import load_schema
+from features.errors import InputError
+from features.examples import Examples
+from features.schema import Schema
+from features.settings import Settings
+from recsys import distributed
+from recsys.data import NextItemReader, Place, RankingReader, SequenceReader
+from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
+from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
+
+Role = Literal["retriever", "ranker"]
+
+
+class LoopConfig(Settings):
+    """The section [<role>.train]."""
+
+    epochs: int = Field(default=20, gt=0)
+    """At most so many passes over the training part."""
+    patience: int = Field(default=5, gt=0)
+    """Stop after so many validations without a better one."""
+    batch_size: int = Field(default=128, gt=0)
+    """Rows of a global batch: windows of history, or examples."""
+    seed: int = 0
+    """Of initial weights, order and dropout."""
+    workers: int = Field(default=1, ge=0)
+    """Threads of each process that read and encode examples while it trains; 0: none, the training waits for them."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the dense layers' matrix products: bf16 computes them under autocast; weights and tables are as they are."""
+    validate_every: int | None = Field(default=None, gt=0)
+    """Batches from one validation to the next; None: one at the end of every epoch, which there is in any case."""
+    checkpoint_every: int | None = Field(default=None, gt=0)
+    """Batches from one checkpoint to the next; None: one after every validation, which there is in any case."""
+    keep: int = Field(default=2, gt=0)
+    """How many of the last checkpoints to keep, beside the best."""
+    asynchronous: bool = True
+    """Whether checkpoints are written while training goes on, from a copy in host memory."""
+    max_skipped: int = Field(default=10, ge=0)
+    """How many batches in a row may have a loss that is not finite, and be skipped, before training stops."""
+    log_every: int = Field(default=50, gt=0)
+    """Batches from one point of the curves to the next."""
+
+
+class RetrieverLoop(LoopConfig):
+    """The section [retriever.train]."""
+
+    valid_rows: int = Field(default=5000, gt=0)
+    """Questions asked in each validation, at most."""
+
+
+class RankerLoop(LoopConfig):
+    """The section [ranker.train]."""
+
+    epochs: int = Field(default=5, gt=0)
+    """At most so many passes over the training part."""
+    patience: int = Field(default=2, gt=0)
+    """Stop after so many validations without a better one."""
+    batch_size: int = Field(default=1024, gt=0)
+    """Examples of a global batch."""
+
+
+class ModelConfig(Settings):
+    """What [retriever] and [ranker] have in common."""
+
+    kind: str
+    """The file in `recsys/models`."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """The model's own section, checked by its Config."""
+    optimizer: optim.Config = optim.Config()
+    """The optimizers."""
+    train: LoopConfig = LoopConfig()
+    """The loop."""
+
+
+class RetrieverConfig(ModelConfig):
+    """The section [retriever]."""
+
+    kind: str = "sequential"
+    """The file in `recsys/models`."""
+    loss: RetrievalLoss = RetrievalLoss()
+    """The loss."""
+    train: RetrieverLoop = RetrieverLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    """The loop."""
+
+
+class RankerConfig(ModelConfig):
+    """The section [ranker]."""
+
+    kind: str = "dlrm"
+    """The file in `recsys/models`."""
+    train: RankerLoop = RankerLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
+    """The loop."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that training needs to know about its role."""
+
+    task: nn.Module
+    reader: SequenceReader | RankingReader
+    validate: Callable[[nn.Module], dict[str, float]]
+    better: Callable[[dict[str, float]], float]
+    """Of a validation's metrics; larger is better."""
+    metric: str
+    """What `better` looks at."""
+    label: str | None
+    """The task whose predictions are probabilities; None for none."""
+
+
+def build_model(config: ModelConfig, role: Role, schema: Schema, device: torch.device) -> nn.Module:
+    """The model that a section names, tables on `device`.
+
+    Raises:
+        InputError: there is no such model, or it has another role.
+    """
+    module = registry.load("recsys.models", config.kind, f"{role}.kind")
+    if role != module.ROLE:
+        raise InputError(f"{role}.kind = {config.kind!r} is a {module.ROLE}; choose a {role}")
+    return module.build(module.Config(**config.model), schema, device)
+
+
+def build_task(
+    config: ModelConfig, schema: Schema, device: torch.device, managed: Managed, maps: torch.device | None = None
+) -> RetrievalTask | RankingTask:
+    """The model with its loss, as it is trained and checkpointed.
+
+    Args:
+        config: the section of the model.
+        schema: of the examples.
+        device: of the tables.
+        managed: tables whose ids have no bound; those of this model are replaced by managed ones.
+        maps: of their maps of ids; None: as the tables.
+    """
+    task = _build_task(config, collisions.resolve(schema, managed), device)
+    collisions.manage(task, managed, maps)
+    return task
+
+
+def _build_task(config: ModelConfig, schema: Schema, device: torch.device) -> RetrievalTask | RankingTask:
+    if isinstance(config, RetrieverConfig):
+        return RetrievalTask(build_model(config, "retriever", schema, device), config.loss, schema)
+    return RankingTask(build_model(config, "ranker", schema, device), schema.label)
+
+
+def open_job(config: ModelConfig, managed: Managed, examples: Path, device: torch.device) -> Job:
+    """The task on the meta device, and this rank's readers of a split.
+
+    Args:
+        config: the section of the model.
+        managed: tables whose ids have no bound.
+        examples: directory of the split.
+        device: of training.
+
+    Raises:
+        InputError: the validation part has fewer rows than there are processes.
+    """
+    schema = load_schema(examples)
+    place = Place(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    loop = config.train
+    task = build_task(config, schema, torch.device("meta"), managed)
+    if isinstance(config, RetrieverConfig):
+        sequences = examples / "sequences"
+        reader = SequenceReader(
+            sequences / "train.parquet",
+            schema.items,
+            loop.batch_size,
+            loop.seed,
+            config.loss.sampled,
+            place,
+            loop.workers,
+        )
+        questions = NextItemReader(
+            sequences / "valid.parquet", schema.items, 4 * loop.batch_size, config.train.valid_rows, place
+        )
+        _require_rows(questions.rows, place, sequences / "valid.parquet")
+        return Job(
+            task=task,
+            reader=reader,
+            validate=lambda model: validate_retrieval(model, questions, device),
+            better=lambda found: found["ndcg@10"],
+            metric="ndcg@10",
+            label=None,
+        )
+    split = Examples.open(examples)
+    training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers)
+    valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers)
+    _require_rows(valid.rows, place, examples)
+    return Job(
+        task=task,
+        reader=training,
+        validate=lambda model: validate_ranking(model, valid, device),
+        better=lambda found: -found["logloss"],
+        metric="logloss",
+        label=schema.label,
+    )
+
+
+def _require_rows(rows: int, place: Place, path: Path) -> None:
+    if rows < place.world:
+        raise InputError(
+            f"{path}: {rows} rows cannot validate {place.world} processes; use a longer log or fewer processes"
+        )
+
+
+@torch.no_grad()
+def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torch.device) -> dict[str, float]:
+    """Full ranking over the catalogue, items of the visible history left out; every rank gets the same numbers."""
+    ranks: list[np.ndarray] = []
+    for batch, history_N, lengths_B, target_B in questions:
+        _, outputs = model(batch.to(device))
+        last_B = torch.from_numpy(np.cumsum(lengths_B) - 1)
+        score_BC = (outputs["user_ND"][last_B] @ outputs["candidates_CD"].T).cpu()
+        score_BC[np.repeat(np.arange(len(lengths_B)), lengths_B), history_N - 1] = -torch.inf
+        target_B1 = target_B.astype(np.int64)[:, None] - 1
+        ranks.append(rank_of(score_BC.numpy(), target_B1))
+    return next_item_metrics(np.concatenate([rank for part in distributed.gathered(ranks) for rank in part]))
+
+
+@torch.no_grad()
+def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.device) -> dict[str, float]:
+    """Pointwise metrics over the validation part; every rank gets the same numbers."""
+    steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for batch, user_B in valid.in_order():
+        _, outputs = model(batch.to(device))
+        assert batch.labels is not None
+        probability_B = torch.sigmoid(outputs["logits_B"]).cpu().numpy()
+        steps.append((probability_B, batch.labels[valid.schema.label].numpy(), user_B))
+    parts = [part for step in zip(*distributed.gathered(steps), strict=True) for part in step]
+    probability, label, user = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return pointwise_metrics(probability, label, user)
+
+
+def predictions(outputs: dict[str, Tensor], batch: Batch, label: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(probability, label, weight) of a batch; float32 [B] each."""
+    assert batch.labels is not None
+    truth_B = batch.labels[label]
+    weight_B = torch.ones_like(truth_B) if batch.weights is None else batch.weights
+    return torch.sigmoid(outputs["logits_B"].detach().float()), truth_B, weight_B
