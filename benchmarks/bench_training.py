@@ -110,7 +110,6 @@ def train(examples: Path, directory: Path, nproc: int, profile: bool) -> None:
         examples=examples,
         out=directory / "time" / "ranker",
         run=directory,
-        fresh=True,
     )
     if profile:
         from torch.profiler import ProfilerActivity

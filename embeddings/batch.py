@@ -226,7 +226,7 @@ def ranking_batch(
 ) -> Batch:
     """Encoded examples (`features.encoder`), with `label` where it is known, as a batch of B rows.
 
-    Where the schema has a bag, the ids of all keys have weights, such that a sum over a bag is its mean:
+    Where some bag of the schema is weighted, the ids of all keys have weights, such that a sum over a bag is its mean:
     a bag's own, divided by the sum of their absolute values, or 0 where that is 0; elsewhere 1 / length.
     """
     return Columns.of(examples, schema).batch(share, weights)

@@ -3,9 +3,11 @@
 Weights start at zero here; `embeddings.init` fills them once it is known which rank holds what.
 """
 
+from collections.abc import Collection
+
 from pydantic import Field
-from torch import nn
-from torchrec import EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torch import Tensor, nn
+from torchrec import EmbeddingBagConfig, EmbeddingConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
 
 from embeddings import precision
 from embeddings.collisions import ManagedTable
@@ -20,10 +22,9 @@ class Config(precision.Config):
 
 
 def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
-    """Tables of the pooled features; bags are pooled by their mean, so that length carries no weight of its own.
+    """Tables of the pooled features; they sum, and `means` makes means of that.
 
-    The tables themselves sum, and the batch has the weights that make the sum a mean: see `ranking_batch`. TorchRec's
-    own means are wrong where a plan has tables of one collection cut by rows beside others that are whole.
+    TorchRec's own means are wrong where a plan has tables of one collection cut by rows beside others that are whole.
     """
     tables: dict[str, EmbeddingBagConfig] = {}
     for feature in schema.embedded:
@@ -40,6 +41,24 @@ def bag_tables(schema: Schema) -> list[EmbeddingBagConfig]:
             init_fn=nn.init.zeros_,
         )
     return list(tables.values())
+
+
+def means(pooled: KeyedTensor, features: KeyedJaggedTensor, bags: Collection[str]) -> dict[str, Tensor]:
+    """Sums over bags as means, so that a bag's length carries no weight of its own; feature → float32 [B, D].
+
+    Args:
+        pooled: what a collection of `bag_tables` answers to `features`.
+        features: where they have weights, these make the sums means already: see `embeddings.batch.ranking_batch`.
+        bags: features that may have more ids than one.
+    """
+    found = pooled.to_dict()
+    if features.weights_or_none() is not None:
+        return found
+    length_FB1 = features.lengths().view(len(features.keys()), -1, 1).clamp(min=1)
+    for place, name in enumerate(features.keys()):
+        if name in bags:
+            found[name] = found[name] / length_FB1[place]
+    return found
 
 
 def item_table(items: int, dim: int, features: list[str]) -> EmbeddingConfig:

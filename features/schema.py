@@ -120,8 +120,8 @@ class Schema(Settings):
 
     @property
     def weighted(self) -> bool:
-        """Whether the ids of a batch have weights, by which a sum over a bag is its mean: where there is a bag."""
-        return any(feature.kind == "bag" for feature in self.features)
+        """Whether some bag's ids have weights."""
+        return any(feature.weights is not None for feature in self.features)
 
     @property
     def fingerprint(self) -> str:

@@ -11,6 +11,7 @@ A checkpoint loads at any world size and under any plan. What has been tampered 
 ray has another fingerprint, and the one before it is taken.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,9 +57,10 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int, *, asynchronous: bool) -> None:
         """`keep`: how many to keep beside the best. `asynchronous`: write a copy while training goes on."""
+        timeout = dist.distributed_c10d._get_default_timeout(dist.Backend(dist.get_backend()))
         self.folder, self.keep, self.asynchronous = folder, keep, asynchronous
         # Written in a thread, whose messages must not mix with those of training: a group of its own.
-        group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo", timeout=timeout)
         assert isinstance(group, dist.ProcessGroup)
         self._group = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -119,14 +121,18 @@ class Checkpoints:
             except (OSError, CheckpointException) as failed:
                 error = _cause(failed)
             error = self._first_error(error)
-        if dist.get_rank() == 0:
-            if error is None:
-                shutil.rmtree(place, ignore_errors=True)
-                aside.rename(place)
-                self._prune(best_step)
-            else:
-                shutil.rmtree(aside, ignore_errors=True)
-        dist.barrier(self._group)
+        try:
+            if dist.get_rank() == 0:
+                if error is None:
+                    _to_disk(aside)
+                    shutil.rmtree(place, ignore_errors=True)
+                    aside.rename(place)
+                    self._prune(best_step)
+                else:
+                    shutil.rmtree(aside, ignore_errors=True)
+        except OSError as failed:
+            error = str(failed)
+        error = self._first_error(error)
         if error is not None:
             raise OSError(error)
         return place.name
@@ -134,7 +140,15 @@ class Checkpoints:
     def _write_aside(self, aside: Path, state: dict[str, Any], progress: dict[str, Any], losses: np.ndarray) -> None:
         save(state, checkpoint_id=aside / STATE, process_group=self._group)
         own = sorted((aside / STATE).glob(f"__{dist.get_rank()}_*"))
-        parts = distributed.gathered({path.name: file_fingerprint(path) for path in own}, self._group)
+        error, found = None, {}
+        try:
+            found = {path.name: file_fingerprint(path) for path in own}
+        except (InputError, OSError) as failed:
+            error = str(failed)
+        parts = distributed.gathered(found, self._group)
+        error = self._first_error(error)
+        if error is not None:
+            raise OSError(error)
         if dist.get_rank() != 0:
             return
         manifest.write_json(aside / PROGRESS, progress)
@@ -148,23 +162,35 @@ class Checkpoints:
         return next((found for found in distributed.gathered(error, self._group) if found is not None), None)
 
     def _prune(self, best_step: int) -> None:
-        for name in names(self.folder)[: -self.keep]:
+        there = names(self.folder)
+        if best_step and name_of(best_step) not in there:
+            return  # the later ones are of no use without it
+        for name in there[: -self.keep]:
             if name != name_of(best_step):
                 shutil.rmtree(self.folder / name)
 
 
+def _files(directory: Path) -> dict[str, str] | None:
+    """File → fingerprint, of a checkpoint; None where its manifest is not what was written."""
+    try:
+        return (manifest.read(directory) or {})["files"]
+    except (ValueError, KeyError, OSError):
+        return None
+
+
 def damage(directory: Path) -> str | None:
     """What is wrong with a checkpoint; None for nothing. Ranks share the reading, and all hear of it."""
-    facts = manifest.read(directory)
-    if facts is None:
-        return f"{directory.name} has no manifest"
+    files = distributed.from_first(_files(directory))
+    if files is None:
+        return f"{directory.name}/{manifest.MANIFEST} cannot be read"
     found = None
-    for name in sorted(facts["files"])[dist.get_rank() :: dist.get_world_size()]:
+    for name in sorted(files)[dist.get_rank() :: dist.get_world_size()]:
         path = directory / name
-        if not path.is_file():
-            found = f"{directory.name}/{name} is missing"
-        elif file_fingerprint(path) != facts["files"][name]:
-            found = f"{directory.name}/{name} has another content than was written"
+        try:
+            if file_fingerprint(path) != files[name]:
+                found = f"{directory.name}/{name} has another content than was written"
+        except (InputError, OSError):
+            found = f"{directory.name}/{name} is missing or cannot be read"
     return next((bad for bad in distributed.gathered(found) if bad is not None), None)
 
 
@@ -188,9 +214,11 @@ def has(directory: Path, *keys: str) -> bool:
     return any(found == name or found.startswith(f"{name}.") for found in known)
 
 
-def clear(folder: Path) -> None:
-    """Remove every checkpoint of an unfinished training."""
-    shutil.rmtree(folder, ignore_errors=True)
+def clear(folder: Path, after: str = "") -> None:
+    """Remove the checkpoints of an unfinished training that are later than one, or all; the first rank calls it."""
+    for name in names(folder):
+        if name > after:
+            shutil.rmtree(folder / name)
 
 
 def finish(directory: Path, facts: dict[str, Any]) -> None:
@@ -242,6 +270,16 @@ def opened(folder: Path, keep: int, *, asynchronous: bool) -> Iterator[Checkpoin
         yield checkpoints
     finally:
         checkpoints.close()
+
+
+def _to_disk(aside: Path) -> None:
+    """See what the first rank has written to the disk, and the folders that name it; torch has seen to its own."""
+    for path in (*(aside / name for name in (PROGRESS, LOSSES, manifest.MANIFEST)), aside / STATE, aside):
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _cause(error: OSError | CheckpointException) -> str:

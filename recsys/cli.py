@@ -10,6 +10,7 @@ Progress goes to stderr, results to stdout; `--json` prints them as one object. 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,8 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     from recsys import config as configs
     from serving import app
 
+    if verb != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise InputError(f"torchrun starts processes that train; give it `recsys train`, not `recsys {verb}`")
     config = configs.load(path, overrides)
     app.check(config, path)
     if verb == "serve":

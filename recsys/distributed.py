@@ -11,11 +11,13 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -104,8 +106,9 @@ def _run(function: Callable[..., None], config: Config, args: tuple[Any, ...]) -
         )
         assert context is not None
         try:
-            while not context.join():
-                pass
+            with _stoppable():
+                while not context.join():
+                    pass
         except ProcessException:
             if refused.exists():
                 raise InputError(refused.read_text(encoding="utf-8")) from None
@@ -117,12 +120,32 @@ def _run(function: Callable[..., None], config: Config, args: tuple[Any, ...]) -
                 raise KeyboardInterrupt("stopped") from None
             raise
         except KeyboardInterrupt:
-            # Ctrl-C reaches all processes; they save what they have learned.
+            # They save what they have learned. Ctrl-C has reached them already, a signal to this process has not.
             for process in context.processes:
                 assert process is not None
+                assert process.pid is not None
+                if process.is_alive():
+                    os.kill(process.pid, signal.SIGTERM)
                 process.join(timeout=config.timeout_s)
             raise
     return None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A SIGTERM is as good as Ctrl-C for the time of the block."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _killed(context: ProcessContext) -> str | None:
@@ -169,6 +192,8 @@ def _worker(
 def process_group(rank: int, world: int, meeting_point: str, timeout_s: float = 1800.0) -> Iterator[None]:
     """A process group for the time of the block."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # before anything is sent
     hook = sys.excepthook  # torch puts the rank before every traceback, for good
     dist.init_process_group(
         backend, init_method=meeting_point, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s)

@@ -7,6 +7,7 @@ AUC and calibration of the last `WINDOW` predictions, by TorchRec. What validati
 """
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,7 @@ from recsys import distributed
 from recsys.console import console
 
 WINDOW = 100_000
-"""Predictions of the recent past, on each rank."""
+"""Predictions of the recent past, over all ranks; more where a batch has more."""
 
 _METRICS = (RecMetricEnum.NE, RecMetricEnum.AUC, RecMetricEnum.CALIBRATION)
 
@@ -33,19 +34,20 @@ class RecentMetrics:
     """
 
     def __init__(self, task: str, batch_size: int, device: torch.device) -> None:
-        """`batch_size`: predictions of a batch on this rank."""
+        """`batch_size`: predictions of a global batch."""
+        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        window = max(WINDOW, batch_size)
         self.task = task
         info = RecTaskInfo(name=task, label_name="label", prediction_name="probability", weight_name="weight")
         config = MetricsConfig(
             rec_tasks=[info],
-            rec_metrics={name: RecMetricDef(rec_tasks=[info], window_size=WINDOW) for name in _METRICS},
+            rec_metrics={name: RecMetricDef(rec_tasks=[info], window_size=window) for name in _METRICS},
             rec_compute_mode=RecComputeMode.UNFUSED_TASKS_COMPUTATION,
             throughput_metric=None,
             state_metrics=[],
         )
-        world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         self.module: RecMetricModule = generate_metric_module(
-            RecMetricModule, config, batch_size, world, rank, {}, device
+            RecMetricModule, config, -(-batch_size // world), world, rank, {}, device
         )
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -103,7 +105,8 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()
 
     def step(self, rows: int) -> None:
         """One global batch of so many rows is done."""
@@ -120,9 +123,15 @@ class Monitor:
 
     def curve(self, values: dict[str, float], step: int) -> None:
         """Points of curves: name → value."""
-        if self.writer is not None:
+        if self.writer is None:
+            return
+        try:
             for name, value in values.items():
                 self.writer.add_scalar(name, value, step)
+        except OSError as error:
+            # A curve is not worth a training.
+            console.print(f"  no more curves: {error}", style="yellow", highlight=False)
+            self.writer = None
 
     def validated(self, number: int, loss: float, found: dict[str, float], step: int) -> None:
         """A validation is done: a line in a log, numbers on the bar, points in the curves.

@@ -28,7 +28,7 @@ def launch(training: Training, config: distributed.Config) -> None:
         ray.train.TrainingFailedError: workers have died more than `config.restarts` times.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     if not ray.is_initialized():
@@ -37,7 +37,7 @@ def launch(training: Training, config: distributed.Config) -> None:
     refused = folder / REFUSED
     refused.unlink(missing_ok=True)
     on_gpu = torch.cuda.is_available()
-    TorchTrainer(
+    trainer = TorchTrainer(
         _worker,
         train_loop_config={"training": training, "refused": refused},
         scaling_config=ScalingConfig(num_workers=config.nproc, use_gpu=on_gpu),
@@ -47,7 +47,12 @@ def launch(training: Training, config: distributed.Config) -> None:
             failure_config=FailureConfig(max_failures=config.restarts),
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=int(config.timeout_s)),
-    ).fit()
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError:
+        if not refused.exists():
+            raise
     if refused.exists():
         raise InputError(refused.read_text(encoding="utf-8"))
 
@@ -55,9 +60,11 @@ def launch(training: Training, config: distributed.Config) -> None:
 def _worker(asked: dict[str, Any]) -> None:
     quiet()
     refused: Path = asked["refused"]
+    if refused.exists():
+        return  # what has refused its input would only refuse it again
     try:
         train(asked["training"])
     except InputError as error:
-        # To start again what has refused its input would only make it refuse again.
         refused.parent.mkdir(parents=True, exist_ok=True)
         refused.write_text(str(error), encoding="utf-8")
+        raise

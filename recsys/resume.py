@@ -40,8 +40,6 @@ class Training:
     """Where the logbook and the curves are."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest says beside the results; `data`, the fingerprint of what the examples were made from."""
-    fresh: bool = False
-    """Whether to begin at the beginning even if there is a checkpoint."""
 
     @property
     def name(self) -> str:
@@ -123,8 +121,8 @@ class Standing:
 
     def save(self) -> None:
         """Begin a checkpoint. A disk that is full costs the checkpoint, not the training: the next one may fit."""
-        if self.progress.skipped_in_a_row:
-            return  # what made the loss infinite may be in the weights
+        if self.progress.skipped_in_a_row and self.progress.best_step != self.progress.step:
+            return  # what made the loss infinite may be in the weights, unless a validation has just shown otherwise
         self.wait()
         self.progress.saved = self.progress.step
         progress = asdict(self.progress) | {
@@ -163,9 +161,6 @@ class Standing:
         """Take up the newest checkpoint that is whole and of this very training; otherwise make room for a new one."""
         folder, identity = checkpoint.unfinished(self.training.out), self.training.identity()
         for name in reversed(distributed.from_first(checkpoint.names(folder))):
-            if self.training.fresh:
-                self._pass_over("discarded", name, "asked to begin anew")
-                continue
             damage = checkpoint.damage(folder / name)
             if damage is not None:
                 self._pass_over("damaged", name, damage)
@@ -174,15 +169,16 @@ class Standing:
             unfit = self._unfit(folder, saved, identity)
             if unfit is None:
                 self._take_up(folder / name, saved, losses)
+                if distributed.is_first():
+                    checkpoint.clear(folder, after=name)
                 return
             self._pass_over("discarded", name, unfit)
-        torch.distributed.barrier()
         if distributed.is_first():
             checkpoint.clear(folder)
         torch.distributed.barrier()
 
     def _unfit(self, folder: Path, saved: dict[str, Any], identity: dict[str, Any]) -> str | None:
-        changed = logbook.difference(saved[IDENTITY], logbook.plain(identity))
+        changed = distributed.from_first(logbook.difference(saved[IDENTITY], logbook.plain(identity)))
         if changed:
             return f"it is of another training: {', '.join(changed)} changed"
         if saved["batches"] != self.batches:
@@ -194,7 +190,7 @@ class Standing:
     def _take_up(self, directory: Path, saved: dict[str, Any], losses: np.ndarray) -> None:
         state, rank = self._state(), str(torch.distributed.get_rank())
         for key, part in (("rng", rank), ("rng", f"cuda.{rank}"), ("metrics", rank)):
-            # Another number of ranks has other generators, and no two halves of a window of metrics.
+            # Another number of ranks has other generators and other shares of what was counted.
             if part in state.get(key, {}) and (
                 saved["world"] != self.world or not checkpoint.has(directory, key, part)
             ):

@@ -5,6 +5,7 @@ before it, the content of its input files, the versions of the libraries and the
 """
 
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from features.manifest import (
 )
 from features.pipeline import Engine, Split
 from features.schema import difference
-from recsys import distributed, evaluate, export
+from recsys import checkpoint, distributed, evaluate, export
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
 from recsys.console import console
+from recsys.logbook import Logbook
 from recsys.replay import runner
 from recsys.resume import Training
 from recsys.roles import RankerConfig, RetrieverConfig
@@ -191,12 +193,18 @@ class Run:
 
         Args:
             engine: what starts the processes.
-            fresh: begin at the beginning, even where a training can be taken up.
+            fresh: begin at the beginning, even where a training can be taken up, or is finished.
         """
         for split in self.config.prepare.splits:
             for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
                 out = self.checkpoint(split, role)
-                work = partial(self._train, section, self.examples(split), out, engine, fresh)
+                work = partial(self._train, section, self.examples(split), out, engine)
+                if fresh and distributed.is_first():
+                    book = Logbook(self.directory, f"{split}/{role}")
+                    for place in (out, checkpoint.unfinished(out)):
+                        if place.exists():
+                            book.write("discarded", cause="asked to begin anew", checkpoint=place.name)
+                            shutil.rmtree(place)
                 self._stage(f"train {role}", out, work, f"train {split} {role}")
 
     def export(self) -> None:
@@ -291,18 +299,16 @@ class Run:
         examples: Path,
         out: Path,
         engine: Engine,
-        fresh: bool,
         facts: dict[str, Any],
     ) -> None:
         training = Training(
             section=section,
             sharding=self.config.sharding,
             tables=self.config.tables,
-            examples=examples,
-            out=out,
-            run=self.directory,
+            examples=examples.resolve(),
+            out=out.resolve(),
+            run=self.directory.resolve(),
             facts=facts | {"data": self.key("prepare")},
-            fresh=fresh,
         )
         if engine == "ray":
             # Ray is slow to import.

@@ -96,6 +96,8 @@ class Loop:
         self.updates, self.device, self.model = updates, device, standing.model
         self.training = standing.training
         self.section, self.config = self.training.section, self.training.section.train
+        self.norm = math.nan
+        """Of the last gradient that was looked at."""
         self.stop_signal: int | None = None
         self.page_written = 0.0
 
@@ -306,9 +308,9 @@ class Loop:
 
         def heed(number: int, frame: FrameType | None) -> None:
             del frame
-            if self.stop_signal is not None:
+            if number == signal.SIGINT and self.stop_signal == signal.SIGINT:
                 raise KeyboardInterrupt("asked to stop at once")
-            self.stop_signal = number
+            self.stop_signal = self.stop_signal or number
 
         if threading.current_thread() is not threading.main_thread():
             yield

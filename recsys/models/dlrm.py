@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection
 
 from embeddings.batch import Batch
-from embeddings.tables import bag_tables
+from embeddings.tables import bag_tables, means
 from features.errors import InputError
 from features.schema import Schema
 from features.settings import Settings
@@ -44,6 +44,7 @@ class DLRM(nn.Module):
             raise InputError("dlrm has a dense arch and the schema no dense feature; add one to [[features]]")
         dim = dims.pop()
         self.keys = [feature.name for feature in schema.embedded]
+        self.bags = frozenset(feature.name for feature in schema.embedded if feature.kind == "bag")
         self.sparse_arch = EmbeddingBagCollection(tables=bag_tables(schema), is_weighted=schema.weighted, device=device)
         self.dense_arch = mlp((schema.dense_width, *config.dense_layers, dim), last_linear=False)
         self.interaction_arch = DotInteraction(len(self.keys) + 1)
@@ -53,7 +54,7 @@ class DLRM(nn.Module):
         """`logits_B`: the log-odds of the label."""
         assert batch.sparse is not None
         assert batch.dense is not None
-        pooled = self.sparse_arch(batch.sparse).to_dict()
+        pooled = means(self.sparse_arch(batch.sparse), batch.sparse, self.bags)
         dense_BD = self.dense_arch(batch.dense)
         x_BFD = torch.stack([dense_BD, *(pooled[key] for key in self.keys)], dim=1)
         over_BK = torch.cat([dense_BD, self.interaction_arch(x_BFD)], dim=1)

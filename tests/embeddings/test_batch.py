@@ -3,10 +3,10 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagCollection, PoolingType
+from torchrec import EmbeddingBagCollection
 
 from embeddings.batch import Columns, Share, jagged, ranking_batch, sequence_batch
-from embeddings.tables import bag_tables
+from embeddings.tables import bag_tables, means
 from features.schema import FeatureSpec, Schema
 
 SCHEMA = Schema(
@@ -136,15 +136,17 @@ def test_sums_with_the_batchs_weights_are_weighted_means(rows: list[int]):
             torch.testing.assert_close(pooled[name], torch.stack([of_rows[row] for row in rows]))
 
 
-def test_a_bag_without_weights_is_averaged_and_a_schema_without_bags_needs_none():
+def test_a_bag_without_weights_is_averaged():
     sparse = ranking_batch(EXAMPLES, SCHEMA).sparse
     assert sparse is not None
-    assert sparse["genres"].weights().tolist() == [0.5, 0.5, 1]
-    assert {table.pooling for table in bag_tables(SCHEMA)} == {PoolingType.SUM}
-    single = SCHEMA.model_copy(update={"features": tuple(f for f in SCHEMA.features if f.kind != "bag")})
-    sparse = ranking_batch(EXAMPLES, single).sparse
-    assert sparse is not None
     assert sparse.weights_or_none() is None
+    tables = EmbeddingBagCollection(tables=bag_tables(SCHEMA), device=torch.device("cpu"))
+    for parameter in tables.parameters():
+        nn.init.normal_(parameter)
+    found = means(tables(sparse), sparse, {"genres"})
+    genre = tables.state_dict()["embedding_bags.genres.weight"]
+    expected = torch.stack([torch.zeros(genre.shape[1]), (genre[4] + genre[5]) / 2, genre[6]])
+    torch.testing.assert_close(found["genres"], expected)
 
 
 def test_weights_of_other_lengths_are_refused():
