@@ -7,7 +7,7 @@
 Both models have 8 tables of 200,000 rows × 32, 13 dense features, 4 ids a bag, batches of 1,024 a process, the layers
 below, row-wise Adagrad and AdamW. The peer finds its batches in memory; Feedline reads Parquet, hashes ids, shuffles,
 writes its logbook and checkpoints. Runs alternate; one process is measured with one thread, as each of two has, and
-with two.
+with two, and the better of them counts, for both.
 """
 
 import argparse
@@ -81,7 +81,8 @@ def prepare(directory: Path, rows: int) -> Path:
 
 def ours(examples: Path, directory: Path, nproc: int, threads: int, profile: bool = False) -> dict[str, Any]:
     """Two epochs, in a process of its own; its figures."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads * nproc)}
+    # As `recsys` itself sets it.
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads * nproc), "THP_MEM_ALLOC_ENABLE": "1"}
     command = [sys.executable, __file__, "--train", str(examples), str(directory), str(nproc)]
     command += ["--profile"] if profile else []
     said = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -157,15 +158,19 @@ def compare(directory: Path, rows: int, times: int) -> dict[str, Any]:
     }
     ratios = {name: both["feedline"] / both["torchrec"] for name, both in found.items()}
     scaling = {who: found["two_ranks"][who] / found["one_rank_one_thread"][who] for who in ("feedline", "torchrec")}
-    same_cores = found["two_ranks"]["feedline"] / found["one_rank_two_threads"]["feedline"]
+    one = {
+        who: max(found["one_rank_one_thread"][who], found["one_rank_two_threads"][who])
+        for who in ("feedline", "torchrec")
+    }
     return {
         "samples_per_second": found,
         "spread": spread,
-        "ratios": ratios | {"two_ranks_to_one": scaling["feedline"], "two_ranks_to_one_on_the_same_cores": same_cores},
+        "ratios": ratios
+        | {"two_ranks_to_one": scaling["feedline"], "one_rank_at_its_best": one["feedline"] / one["torchrec"]},
         "peer_two_ranks_to_one": scaling["torchrec"],
         "bars": {
-            "one_rank": _bar(ratios["one_rank_two_threads"], 1.5),
-            "two_ranks_to_one": _bar(scaling["feedline"], 1.4),
+            "one_rank": _bar(one["feedline"] / one["torchrec"], 1.5),
+            "two_ranks_to_one": _bar(found["two_ranks"]["feedline"] / one["feedline"], 1.4),
         },
         "profile": ours(examples, directory, 1, 2, profile=True),
     }
@@ -306,7 +311,7 @@ def main() -> None:
     found: dict[str, Any] = {"limits": limits()}
     if asked.only != "growth":
         with tempfile.TemporaryDirectory() as scratch:
-            found |= compare(Path(scratch), 150_000 if asked.quick else 600_000, 1 if asked.quick else 3)
+            found |= compare(Path(scratch), 150_000 if asked.quick else 600_000, 1 if asked.quick else 2)
     if asked.only != "speed":
         found["growth"] = list(growth(asked.quick))
         if asked.plot:

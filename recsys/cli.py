@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
             )
     known, overrides = parser.parse_known_args(arguments)
     quiet()
+    # Rows of a table are scattered over memory: large pages spare most of the searching for them. Read by torch.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _do(known, overrides)
     except InputError as error:
