@@ -39,7 +39,8 @@ $(READY): requirements/$(EXTRA).txt requirements/data.txt pyproject.toml
 	 echo "Setting up .venv with $$($$python --version) (7 GB, once) …" >&2; \
 	 $$python -m venv --clear .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements/$(EXTRA).txt -r requirements/data.txt
+	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps \
+	  -r requirements/$(EXTRA).txt -r requirements/data.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 

@@ -80,6 +80,7 @@ def test_two_machines_under_torchrun(
     assert (read(tmp_path / "time" / "ranker") or {})["world"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_of_ray_that_is_killed_is_started_again(
     script: Path, examples: Path, environment: dict[str, str], losses: list[float], tmp_path: Path
 ):
