@@ -287,8 +287,7 @@ def test_a_rank_without_data_does_not_hang_the_others(examples: Path, tmp_path: 
     assert time.perf_counter() - started < 60
 
 
-def test_accumulated_gradients_are_those_of_a_larger_batch(examples: Path, tmp_path: Path):
-    """Dense parameters alone: with SGD at rate 0 the tables stay."""
+def test_accumulation_stops_and_goes_on_between_steps_of_the_dense_optimizer(examples: Path, tmp_path: Path):
     sgd = {"sparse": "sgd", "sparse_lr": 1e-12, "dense": "sgd", "dense_lr": 0.1}
     small = training(examples, tmp_path / "small", optimizer={**sgd, "accumulate": 4}, epochs=1)
     run(small, nproc=1)
