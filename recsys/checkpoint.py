@@ -119,6 +119,9 @@ class Checkpoints:
             try:
                 self._write_aside(aside, state, progress, losses)
             except (OSError, CheckpointException) as failed:
+                # All ranks have the same summary; what is not about files is a defect, and is raised on all.
+                if isinstance(failed, CheckpointException) and not all(map(_is_about_files, failed.failures.values())):
+                    raise
                 error = _cause(failed)
             error = self._first_error(error)
         try:
@@ -280,6 +283,12 @@ def _to_disk(aside: Path) -> None:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _is_about_files(failure: Any) -> bool:
+    """Whether a rank's failure is the system's; torch's own writer of files tells of it in a RuntimeError."""
+    error = failure[0]
+    return isinstance(error, OSError) or (type(error) is RuntimeError and "PytorchStreamWriter" in str(error))
 
 
 def _cause(error: OSError | CheckpointException) -> str:

@@ -215,6 +215,11 @@ def joined(config: Config) -> Iterator[None]:
         yield
 
 
+def is_restart() -> bool:
+    """Whether torchrun has started this process in the place of one that died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def device() -> torch.device:
     """This rank's device: its GPU where there are any."""
     if not torch.cuda.is_available():

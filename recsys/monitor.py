@@ -28,7 +28,7 @@ _METRICS = (RecMetricEnum.NE, RecMetricEnum.AUC, RecMetricEnum.CALIBRATION)
 
 
 class RecentMetrics:
-    """TorchRec's metrics of the last predictions of one task; all ranks compute at the same step.
+    """TorchRec's metrics of the last predictions of one task, and of all so far; all ranks compute at the same step.
 
     They are handed over many batches at a time, for a call costs as much as a small batch takes to train.
     """
@@ -64,11 +64,13 @@ class RecentMetrics:
             self._waiting.clear()
 
     def compute(self) -> dict[str, float]:
-        """`ne`, `auc`, `calibration` of the window, over all ranks."""
+        """`window_ne`, `window_auc`, `window_calibration`; `lifetime_ne`, `lifetime_calibration`: over all ranks.
+
+        The window begins anew when a training is taken up; what holds for its lifetime is in the module's state.
+        """
         self.flush()
         found: Any = self.module.compute()
-        names = {name.rpartition("window_")[2]: value for name, value in found.items() if "window_" in name}
-        return {name: float(value) for name, value in names.items()}
+        return {name.rpartition("|")[2]: float(value) for name, value in found.items()}
 
 
 class Monitor:

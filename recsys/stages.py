@@ -117,6 +117,9 @@ class Run:
         parts = {name: self.sections[name] for name in _SECTIONS[stage]}
         if "run" in parts:
             parts["run"] = self.config.run.name
+        if "launch" in parts:
+            # How often to start again, and how long to wait, change no result.
+            parts["launch"] = self.config.launch.nproc
         upstream = [self.key(name) for name in _UPSTREAM[stage]]
         return fingerprint(
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
@@ -199,7 +202,7 @@ class Run:
             for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
                 out = self.checkpoint(split, role)
                 work = partial(self._train, section, self.examples(split), out, engine)
-                if fresh and distributed.is_first():
+                if fresh and distributed.is_first() and not distributed.is_restart():
                     book = Logbook(self.directory, f"{split}/{role}")
                     for place in (out, checkpoint.unfinished(out)):
                         if place.exists():

@@ -141,7 +141,9 @@ class Loop:
             "valid": {name: value for name, value in best.items() if name not in ("step", "epoch")},
             "seconds": progress.seconds,
             "rows_per_second": progress.step / len(self.job.reader) * self.job.reader.rows / progress.seconds,
-            "parameters": sum(math.prod(value.size()) for value in self.model.state_dict().values()),
+            "parameters": sum(
+                math.prod(value.size()) for value in self.model.state_dict().values() if value.dtype.is_floating_point
+            ),
             "world": self.standing.world,
             "plan": self.standing.plan,
         }
@@ -288,8 +290,8 @@ class Loop:
         if self.section.optimizer.clip_norm is not None:
             curves["training/gradient_norm"] = self.norm
         if self.standing.recent is not None:
-            recent = self.standing.recent.compute()
-            curves |= {f"recent/{self.standing.recent.task}/{name}": value for name, value in recent.items()}
+            found = self.standing.recent.compute()
+            curves |= {f"{self.standing.recent.task}/{name}": value for name, value in found.items()}
         self.monitor.curve(curves, step)
 
     def _monitor(self) -> Monitor:
