@@ -22,7 +22,6 @@ from features.manifest import (
     file_fingerprint,
     fingerprint,
     finished_directory,
-    source_fingerprint,
     write_json,
     write_text,
 )
@@ -32,23 +31,16 @@ from recsys import checkpoint, distributed, evaluate, export
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
 from recsys.console import console
+from recsys.dependencies import OF_SPLITS, SECTIONS, UPSTREAM, environment
 from recsys.logbook import Logbook
 from recsys.replay import runner
 from recsys.resume import Training
 from recsys.roles import RankerConfig, RetrieverConfig
-from recsys.summary import export_lines, versions
+from recsys.summary import export_lines
 from recsys.train import launch as launch_training
 
 RESULT = "result.json"
 RESOLVED = "config.toml"
-
-
-def environment(stage: str) -> dict[str, Any]:
-    """What a stage's result depends on beside config and data."""
-    return {
-        "versions": versions(),
-        "source": source_fingerprint(_SOURCES[stage]),
-    }
 
 
 @dataclass
@@ -60,7 +52,7 @@ class Run:
     """The config's file, for messages."""
 
     def __post_init__(self) -> None:
-        self.environments = {stage: environment(stage) for stage in _SECTIONS}
+        self.environments = {stage: environment(stage) for stage in SECTIONS}
         self.sections = self.config.model_dump(mode="json")
         module, dataset = check_dataset({"dataset": self.config.dataset}, self.path)
         self.load_log: Callable[[], Any] = lambda: module.load(dataset)
@@ -109,18 +101,18 @@ class Run:
     def finished(self) -> dict[Path, str]:
         """Every directory that is up to date, and its key."""
         return {
-            place: self.key(stage) for stage in _SECTIONS for place in self.places(stage) if self.current(stage, place)
+            place: self.key(stage) for stage in SECTIONS for place in self.places(stage) if self.current(stage, place)
         }
 
     def key(self, stage: str) -> str:
         """The fingerprint of everything that the stage's result depends on."""
-        parts = {name: self.sections[name] for name in _SECTIONS[stage]}
+        parts = {name: self.sections[name] for name in SECTIONS[stage]}
         if "run" in parts:
             parts["run"] = self.config.run.name
         if "launch" in parts:
             # How often to start again, and how long to wait, change no result.
             parts["launch"] = self.config.launch.nproc
-        upstream = [self.key(name) for name in _UPSTREAM[stage]]
+        upstream = [self.key(name) for name in UPSTREAM[stage]]
         return fingerprint(
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
         )
@@ -165,8 +157,8 @@ class Run:
     @property
     def settings(self) -> str:
         """The fingerprint of all that examples depend on, but for the log: they can be extended while it stays."""
-        sections = {name: self.sections[name] for name in _SECTIONS["prepare"]}
-        sections["prepare"] = {name: value for name, value in sections["prepare"].items() if name not in _OF_SPLITS}
+        sections = {name: self.sections[name] for name in SECTIONS["prepare"]}
+        sections["prepare"] = {name: value for name, value in sections["prepare"].items() if name not in OF_SPLITS}
         return fingerprint(sections, self.environments["prepare"])
 
     @property
@@ -269,7 +261,7 @@ class Run:
         """Everything that the finished stages found, and how long each took."""
         found: dict[str, Any] = {"run": self.config.run.name, "directory": str(self.directory), "seconds": {}}
         memory = 0.0
-        for stage in _SECTIONS:
+        for stage in SECTIONS:
             facts = [facts for place in self.places(stage) if (facts := self.current(stage, place)) is not None]
             if facts:
                 name, seconds = stage.split(" ")[0], sum(fact.get("seconds_taken", 0.0) for fact in facts)
@@ -374,7 +366,7 @@ class Run:
         _say(f"  done in {seconds:.1f} s")
 
     def _require_upstream(self, stage: str) -> None:
-        for name in _UPSTREAM[stage]:
+        for name in UPSTREAM[stage]:
             verb = name.split(" ")[0]
             for place in self.places(name):
                 facts = manifest.read(place)
@@ -397,41 +389,3 @@ def peak_memory_mb() -> float:
     """The most resident memory that this process or one of its children has had, 10⁶ bytes."""
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return round(kilobytes * 1024 / 1e6, 1)
-
-
-_OF_SPLITS = ("splits", "valid_share", "test_share", "max_history", "retain")
-"""Fields of [prepare] that say what is made of request frames, not what is in them."""
-
-_SECTIONS: dict[str, tuple[str, ...]] = {
-    "prepare": ("dataset", "prepare", "features"),
-    "train retriever": ("retriever", "sharding", "tables", "launch"),
-    "train ranker": ("ranker", "sharding", "tables", "launch"),
-    "export": ("recommend", "run", "export"),
-    "evaluate": ("recommend", "baselines"),
-    "probe": ("serve",),
-    "replay": ("recommend", "replay"),
-}
-_UPSTREAM: dict[str, tuple[str, ...]] = {
-    "prepare": (),
-    "train retriever": ("prepare",),
-    "train ranker": ("prepare",),
-    "export": ("train retriever", "train ranker"),
-    "evaluate": ("export",),
-    "replay": ("export",),
-    "probe": ("export",),
-}
-_TRAINING = (
-    *("embeddings", "recsys/models", "recsys/modules"),
-    *(f"recsys/{name}.py" for name in ("train", "resume", "roles", "tasks", "losses", "data", "metrics", "checkpoint")),
-)
-_FEED = tuple(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "metrics"))
-_SOURCES: dict[str, tuple[str, ...]] = {
-    "prepare": ("features",),
-    "train retriever": _TRAINING,
-    "train ranker": _TRAINING,
-    "export": tuple(f"recsys/{name}.py" for name in ("bundle", "export", "stored")),
-    "evaluate": ("recsys/baselines", "recsys/evaluate.py", *_FEED),
-    "replay": ("recsys/baselines", "recsys/replay", *_FEED),
-    "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
-}
-"""Source files whose change makes a stage's result out of date, beside those of the stages before it."""

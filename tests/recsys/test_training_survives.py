@@ -9,7 +9,8 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from embeddings import optim, sharding, tables
+from embeddings.batch import Batch
 from features.encoder import load_schema
 from features.errors import InputError
 from features.manifest import read_json
 from recsys import checkpoint, distributed, logbook
+from recsys.data import RankingReader
 from recsys.resume import Training
 from recsys.roles import RankerConfig, RankerLoop, build_task
 from recsys.train import Loop, launch, train
@@ -271,20 +275,27 @@ def test_a_loss_that_stays_infinite_stops_the_training(examples: Path, tmp_path:
     assert "InputError" in causes(job, "crash")[-1]
 
 
-class Starve:
-    """Takes the rest of the data away from one rank."""
+def starved(job: Training) -> None:
+    """Train, with a reader on the second rank that ends after five batches."""
+    epoch = RankingReader.epoch
 
-    def __call__(self, loop: Loop, step: int) -> None:
-        if step == 5 and dist.get_rank() == 1:
-            raise RuntimeError("rank 1 ran out of data")
+    def short(self: RankingReader, number: int, start: int = 0) -> Iterator[Batch]:
+        return islice(epoch(self, number, start), 5 if self.place.rank == 1 else None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankingReader, "epoch", short)
+        train(job)
 
 
-def test_a_rank_without_data_does_not_hang_the_others(examples: Path, tmp_path: Path):
+def test_a_rank_that_runs_out_of_data_does_not_hang_the_others(examples: Path, tmp_path: Path):
     job = training(examples, tmp_path)
     started = time.perf_counter()
-    with pytest.raises(torch.multiprocessing.ProcessRaisedException):
-        run(job, fault=Starve())
+    with pytest.raises(ProcessRaisedException):
+        distributed.launch(starved, distributed.Config(nproc=2), job)
     assert time.perf_counter() - started < 60
+    # The first rank was in step 5 when the second had nothing to add to it.
+    assert "crash" in kinds(job)
+    assert [entry.facts["step"] for entry in logbook.read(tmp_path / logbook.FILE) if entry.kind == "crash"] == [5]
 
 
 def test_accumulation_stops_and_goes_on_between_steps_of_the_dense_optimizer(examples: Path, tmp_path: Path):
