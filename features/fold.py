@@ -347,8 +347,8 @@ class State:
         self.histories.put(people, past)
 
     def action_codes(self, log: pl.DataFrame) -> np.ndarray:
-        """The code of each row's action, −1 where it has none or features read none; int16."""
-        if "action" not in log.columns or "history_actions" not in self.plan.columns:
+        """The code of each row's action, −1 where it has none; int16."""
+        if "action" not in log.columns:
             return np.full(log.height, -1, dtype=np.int16)
         for action in log["action"].unique(maintain_order=True).drop_nulls():
             if action not in self.actions:

@@ -11,6 +11,7 @@ and for each split `<out>/<split>/`
     items.parquet, users.parquet       the vocabularies: row i is index i
     item_index.npy, user_index.npy     the index of each code
     sequences/{train,valid,test}.parquet   histories for the retriever
+    sequences/known.parquet            those of training and validation together
     snapshot/                          what the online side knows when the test part begins
     schema.json, transforms.json, item_features.arrow, user_features.arrow   the fitted encoder
 `features.examples` reads them. The manifest's counts add up.
@@ -247,7 +248,7 @@ def _write_split(
     items.write_parquet(out / "items.parquet")
 
     with ThreadPoolExecutor() as pool:
-        writing = pool.submit(_write_sequences, log, part, vocabulary, config, out)
+        writing = pool.submit(_write_sequences, log, part, vocabulary, state.actions, config, out)
         keeping = pool.submit(_snapshot, log, part, state, config, item_counts, out / "snapshot")
         frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary)
         features = resolve(specs, items.schema, users.schema, frames.schema)
@@ -279,21 +280,31 @@ def _numbered(seen: np.ndarray) -> np.ndarray:
     return np.where(seen, np.cumsum(seen), 0).astype(np.int32)
 
 
-def _write_sequences(log: Log, part: np.ndarray, vocabulary: Vocabulary, config: Config, out: Path) -> list[int]:
+def _write_sequences(
+    log: Log, part: np.ndarray, vocabulary: Vocabulary, actions: list[str], config: Config, out: Path
+) -> list[int]:
     """Histories of training, questions of validation and test; how many of each."""
     (out / "sequences").mkdir()
-    context = context_columns(list(pl.read_parquet_schema(log.paths[0])))
+    columns = list(pl.read_parquet_schema(log.paths[0]))
+    acted = ["action"] if "action" in columns else []
+    code = pl.lit(-1, dtype=pl.Int16)
+    if acted:
+        known = pl.Series(actions, dtype=pl.String)
+        code = pl.col("action").replace_strict(known, pl.Series(range(len(actions)), dtype=pl.Int16), default=-1)
     with ExitStack() as files:
-        writers = [files.enter_context(Writer(out / "sequences" / f"{name}.parquet")) for name in NAMES]
-        for shard in log.shards("user_id", "item_id", "item_code", "timestamp", *context):
-            seen = shard.with_columns(pl.Series("part", part[shard["row"].to_numpy()]))
-            seen = vocabulary.indexed(seen).drop("item_code")
-            writers[0].write(
-                windows(seen.filter((pl.col("part") == 0) & (pl.col("user_index") > 0)), config.max_history)
-            )
-            for number in (1, 2):
-                writers[number].write(next_items(seen.filter(pl.col("part") <= number), number, config.max_history))
-    return [writer.rows for writer in writers]
+        writers = {
+            name: files.enter_context(Writer(out / "sequences" / f"{name}.parquet")) for name in (*NAMES, "known")
+        }
+        names = dict.fromkeys(("user_id", "item_id", "item_code", "timestamp", *context_columns(columns), *acted))
+        for shard in log.shards(*names):
+            seen = shard.with_columns(pl.Series("part", part[shard["row"].to_numpy()]), code.alias("action_code"))
+            seen = vocabulary.indexed(seen).drop("item_code", *acted)
+            for last, name in enumerate(("train", "known")):
+                mine = seen.filter((pl.col("part") <= last) & (pl.col("user_index") > 0) & (pl.col("item_index") > 0))
+                writers[name].write(windows(mine, config.max_history))
+            for number, name in enumerate(NAMES[1:], start=1):
+                writers[name].write(next_items(seen.filter(pl.col("part") <= number), number, config.max_history))
+    return [writers[name].rows for name in NAMES]
 
 
 def _snapshot(log: Log, part: np.ndarray, state: State, config: Config, item_counts: np.ndarray, out: Path) -> None:

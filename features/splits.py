@@ -18,6 +18,10 @@ SHARD_ROWS = 4_000_000
 """About how many events are held at a time."""
 
 
+HISTORY = {"items": "item_index", "timestamps": "timestamp", "actions": "action_code"}
+"""Columns of a history, and what of an interaction is in each; an action is its code, −1 where it has none."""
+
+
 @dataclass(frozen=True)
 class Log:
     """The canonical log of `prepare`, in files."""
@@ -85,7 +89,7 @@ def windows(seen: pl.DataFrame, length: int) -> pl.DataFrame:
     """Each person's interactions cut into windows of length + 1 that overlap by one: every step is predicted once.
 
     Args:
-        seen: interactions with `user_code, user_index, item_index, timestamp`, by person and then in order.
+        seen: interactions with `user_code, user_index` and what HISTORY names, by person and then in order.
         length: steps of a window.
     """
     first, count = _people(seen)
@@ -98,17 +102,17 @@ def windows(seen: pl.DataFrame, length: int) -> pl.DataFrame:
             pl.Series("user_index", seen["user_index"].to_numpy()[np.repeat(first, cut)]),
             *(
                 list_series(*gather_slices(seen[column].to_numpy(), start, end)).alias(name)
-                for name, column in (("items", "item_index"), ("timestamps", "timestamp"))
+                for name, column in HISTORY.items()
             ),
         ]
     )
 
 
 def next_items(seen: pl.DataFrame, part: int, length: int) -> pl.DataFrame:
-    """The interactions in `part` of people with a history: its last `items`, and the item to find.
+    """The interactions in `part` of people with a history: its last steps, and the item to find.
 
     Args:
-        seen: interactions up to that part, with `part, user_code, item_index`, by person and then in order.
+        seen: interactions up to that part, with `part, user_code` and what HISTORY names, by person and then in order.
         part: 1 or 2.
         length: of the histories.
     """
@@ -116,8 +120,11 @@ def next_items(seen: pl.DataFrame, part: int, length: int) -> pl.DataFrame:
     place = np.arange(seen.height)
     start = np.maximum(np.repeat(first, count), place - length)
     asked = (seen["part"].to_numpy() == part) & (place > start)
-    items = list_series(*gather_slices(seen["item_index"].to_numpy(), start[asked], place[asked]))
-    return seen.filter(pl.Series(asked)).drop("part", "user_code").with_columns(items.alias("items"))
+    history = [
+        list_series(*gather_slices(seen[column].to_numpy(), start[asked], place[asked])).alias(name)
+        for name, column in HISTORY.items()
+    ]
+    return seen.filter(pl.Series(asked)).drop("part", "user_code", "action_code").with_columns(history)
 
 
 def _people(table: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:

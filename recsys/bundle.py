@@ -13,6 +13,9 @@ retriever/, ranker/             a model each
         table.json              its form (fp32, int8 or int4), rows and columns, and how far off its rows are
         rows.npy                its rows: see `embeddings.quantized`
 
+retriever/catalogue/            what the retriever knows of items: see `embeddings.catalogue`
+retriever/tree/                 of a hierarchical retriever: its items by their paths, see `recsys.index.tree`
+
 Whatever else belongs to one table has its place in that table's folder. `recsys.export` writes all of this.
 """
 
@@ -26,6 +29,7 @@ import torch
 from torch import nn
 
 from embeddings import collisions
+from embeddings.catalogue import Catalogue
 from embeddings.collisions import Managed
 from embeddings.quantized import StoredTable, table_names, with_tables
 from embeddings.tables import Config as TablesConfig
@@ -33,9 +37,11 @@ from features import manifest
 from features.encoder import Encoder
 from features.errors import InputError
 from features.schema import Schema
+from recsys.index.tree import Tree
 from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task
 
 DENSE, TABLE, ROWS = "dense.pt", "table.json", "rows.npy"
+CATALOGUE, TREE = "catalogue", "tree"
 
 CONTENTS = (
     *("schema.json", "transforms.json", "item_features.arrow", "user_features.arrow"),
@@ -58,6 +64,10 @@ class Bundle:
     """`index, item_id` and what is known of items; row i is index i."""
     users: pl.DataFrame
     retriever: nn.Module
+    catalogue: Catalogue
+    """What the retriever knows of items."""
+    tree: Tree | None
+    """Its hierarchy of them, if it has one."""
     ranker: nn.Module
 
 
@@ -88,6 +98,8 @@ def load(directory: Path) -> Bundle:
         retriever=load_model(
             RetrieverConfig.model_validate(config["retriever"]), encoder.schema, managed, directory / "retriever"
         ),
+        catalogue=Catalogue.load(directory / "retriever" / CATALOGUE),
+        tree=Tree.load(directory / "retriever" / TREE) if (directory / "retriever" / TREE).exists() else None,
         ranker=load_model(RankerConfig.model_validate(config["ranker"]), encoder.schema, managed, directory / "ranker"),
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from embeddings import collisions
+from embeddings.catalogue import content_table
 from embeddings.sharding import Config as ShardingConfig
 from embeddings.tables import Config as TablesConfig
 from features import pipeline, registry
@@ -74,6 +75,7 @@ class RunConfig(Settings):
                 f"a train.batch_size of {rows} cannot be shared by launch.nproc = {self.launch.nproc}; raise it"
             )
         tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
+        tables |= {content_table(name) for name in self.retriever.items.content}
         named = [
             ("sharding.tables", self.sharding.tables),
             ("tables.overrides", self.tables.overrides),

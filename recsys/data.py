@@ -10,20 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 
-from embeddings.batch import Batch, Columns, Share, jagged, sequence_batch
+from embeddings.batch import Batch, Columns, Share
 from features.errors import InputError
 from features.schema import Schema
-from features.slices import gather_slices
-
-POOL_BATCHES = 50
-"""Histories are sorted by length among so many batches at a time: little padding, and still a random order."""
 
 POOL_ROWS = 1_000_000
 """Examples are shuffled among at most so many at a time: what is held is bounded, whatever the length of the log."""
@@ -31,7 +26,7 @@ POOL_ROWS = 1_000_000
 AHEAD = 4
 """Batches that are made before they are asked for, at most."""
 
-_ORDER, _NEGATIVES, _BLOCKS = 1, 2, 3
+ORDER, NEGATIVES, BLOCKS = 1, 2, 3
 """Tell the random streams of one seed apart."""
 
 T = TypeVar("T")
@@ -133,104 +128,6 @@ def on_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]
         yield batch
 
 
-class SequenceReader:
-    """Windows of histories for the retriever; the whole file is held as two flat arrays, 4 bytes an event."""
-
-    def __init__(
-        self,
-        path: Path,
-        items: int,
-        batch_size: int,
-        seed: int,
-        negatives: int | None,
-        place: Place,
-        workers: int = 1,
-    ) -> None:
-        """Read the file.
-
-        Args:
-            path: sequences of the training part.
-            items: in the vocabulary.
-            batch_size: windows of a global batch.
-            seed: of order and negatives.
-            negatives: how many items to sample for a batch; None scores every step against the whole catalogue.
-            place: which rank reads, of how many.
-            workers: 0: batches are made in the calling thread; otherwise by one in the background.
-        """
-        values, lengths = jagged(pl.read_parquet(path, columns=["items"])["items"])
-        self.values, self.lengths = values, lengths
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self.items, self.batch_size, self.seed, self.negatives, self.place = items, batch_size, seed, negatives, place
-        self.workers = workers
-        self.catalogue = np.arange(1, items + 1)
-
-    def __len__(self) -> int:
-        """Global batches in an epoch."""
-        return len(cuts(len(self.lengths), self.batch_size, self.place.world)) - 1
-
-    @property
-    def rows(self) -> int:
-        """Windows in an epoch."""
-        return len(self.lengths)
-
-    def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from `start` on: histories without their last item, targets without their first."""
-        return ahead(lambda _: self._epoch(number, start), self.workers)
-
-    def _epoch(self, number: int, start: int) -> Iterator[Batch]:
-        rng = np.random.default_rng((self.seed, _ORDER, number))
-        order = rng.permutation(len(self.lengths))
-        pools = np.array_split(order, -(-len(order) // (self.batch_size * POOL_BATCHES)))
-        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
-        cut = batches(order, self.batch_size, self.place.world)
-        choices = rng.permutation(len(cut))
-        for index in range(start, len(cut)):
-            yield self._batch(cut[choices[index]], number * len(cut) + index)
-
-    def _batch(self, rows: np.ndarray, step: int) -> Batch:
-        part = self.place.part(rows)
-        steps = self.lengths[rows] - 1
-        before, tokens = int(steps[: part.start].sum()), int(steps.sum())
-        mine = rows[part]
-        start, end = self.offsets[mine], self.offsets[mine + 1]
-        history, offsets = gather_slices(self.values, start, end - 1)
-        following, _ = gather_slices(self.values, start + 1, end)
-        candidates, targets = self._candidates(following, step)
-        share = Share(step=step, rows=len(rows), targets=tokens, tokens_before=before, tokens=tokens)
-        return sequence_batch(history, np.diff(offsets), candidates, targets, share)
-
-    def _candidates(self, following: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        if self.negatives is None:
-            return self.catalogue, following - 1
-        drawn = np.random.default_rng((self.seed, _NEGATIVES, step)).integers(1, self.items + 1, size=self.negatives)
-        distinct, place = np.unique(following, return_inverse=True)
-        return np.concatenate([distinct, drawn]), place
-
-
-class NextItemReader:
-    """Questions with one right item each: histories and targets of a validation part, in the file's order."""
-
-    def __init__(self, path: Path, items: int, batch_size: int, limit: int, place: Place) -> None:
-        """`limit`: at most so many questions, spread evenly over the file."""
-        table = pl.read_parquet(path, columns=["items", "item_index"])
-        if table.height > limit:
-            table = table[np.linspace(0, table.height - 1, limit).astype(np.int64)]
-        self.table, self.batch_size, self.place = table, batch_size, place
-        self.catalogue = np.arange(1, items + 1)
-
-    @property
-    def rows(self) -> int:
-        """Questions."""
-        return self.table.height
-
-    def __iter__(self) -> Iterator[tuple[Batch, np.ndarray, np.ndarray, np.ndarray]]:
-        """(batch, history items [N], lengths [B], target item [B]) of this rank's part of each global batch."""
-        for rows in batches(np.arange(self.table.height), self.batch_size, self.place.world):
-            mine = self.table[rows[self.place.part(rows)]]
-            history, lengths = jagged(mine["items"])
-            yield sequence_batch(history, lengths, self.catalogue), history, lengths, mine["item_index"].to_numpy()
-
-
 class Blocks(Protocol):
     """Encoded examples in blocks of a bounded size, as `features.examples.PartExamples`."""
 
@@ -298,7 +195,7 @@ class RankingReader:
 
     def _epoch(self, number: int, start: int, readers: Executor | None) -> Iterator[Batch]:
         def shuffled(pool: int, rows: int) -> np.ndarray:
-            return np.random.default_rng((self.seed, _ORDER, number, pool)).permutation(rows)
+            return np.random.default_rng((self.seed, ORDER, number, pool)).permutation(rows)
 
         for index, rows, mine, weights in self._parts(
             self._pools(number), shuffled, self.place.equal_part, start, readers
@@ -316,7 +213,7 @@ class RankingReader:
 
     def _pools(self, epoch: int) -> list[np.ndarray]:
         """Numbers of the blocks that are shuffled together."""
-        drawn = np.random.default_rng((self.seed, _BLOCKS, epoch)).permutation(len(self.examples.rows))
+        drawn = np.random.default_rng((self.seed, BLOCKS, epoch)).permutation(len(self.examples.rows))
         pools: list[list[int]] = []
         held = 0
         for block, rows in zip(drawn.tolist(), self.examples.rows[drawn].tolist(), strict=True):

@@ -31,15 +31,21 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 }
 _TRAINING = (
     *("embeddings", "recsys/models", "recsys/modules"),
-    *(f"recsys/{name}.py" for name in ("train", "resume", "roles", "tasks", "losses", "data", "metrics", "checkpoint")),
+    *(
+        f"recsys/{name}.py"
+        for name in ("train", "resume", "roles", "tasks", "losses", "data", "sequences", "metrics", "checkpoint")
+    ),
 )
-_FEED = tuple(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "metrics"))
+_FEED = (
+    "recsys/index",
+    *(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "losses", "metrics")),
+)
 SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
     "train retriever": _TRAINING,
     "train ranker": _TRAINING,
-    "export": tuple(f"recsys/{name}.py" for name in ("bundle", "export", "stored")),
-    "evaluate": ("recsys/baselines", "recsys/evaluate.py", *_FEED),
+    "export": ("recsys/index", *(f"recsys/{name}.py" for name in ("bundle", "export", "stored"))),
+    "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", *_FEED),
     "replay": ("recsys/baselines", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
 }

@@ -18,6 +18,7 @@ from features.examples import Examples
 from features.online import MemoryStore
 from features.settings import Settings
 from recsys import bundle as bundles
+from recsys.evaluate_index import evaluate_index
 from recsys.inference import Config, Recommender, Request
 from recsys.metrics import coverage, next_item_metrics, pointwise_metrics, rank_of
 from recsys.scorer import Scorer
@@ -44,7 +45,7 @@ def evaluate_retrieval(
     Returns:
         `retrieval`, `system` (after ranking and blend), `baselines.<name>`, each with metrics and `coverage@10`; and
         `popularity`: for each system the share of its lists in ten popularity bands of the catalogue, and of the
-        items to find (`actual`).
+        items to find (`actual`); where the bundle is asked through its tree, `index`: see `evaluate_index`.
     """
     bundle = bundles.load(directory)
     store = MemoryStore(retain=bundle.config["prepare"]["retain"])
@@ -70,6 +71,9 @@ def evaluate_retrieval(
     found["popularity"]["system"] = band_shares(lists.ravel(), band)
     found["system"] = next_item_metrics(rank) | {f"coverage@{LIST}": coverage(lists, bundle.items.height - 1)}
     found["questions"] = questions.height
+    if full.searcher is not None:
+        report("index")
+        found["index"] = evaluate_index(full.searcher, questions.filter(pl.col("item_index") > 0))
     return found
 
 

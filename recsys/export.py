@@ -30,8 +30,19 @@ from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys import checkpoint, distributed
-from recsys.data import NextItemReader, Place, RankingReader
-from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task, validate_ranking, validate_retrieval
+from recsys.data import Place, RankingReader
+from recsys.index.tree import Tree
+from recsys.models.hierarchical import Hierarchical
+from recsys.roles import (
+    ModelConfig,
+    RankerConfig,
+    RetrieverConfig,
+    build_task,
+    open_catalogue,
+    validate_ranking,
+    validate_retrieval,
+)
+from recsys.sequences import NextItemReader
 from recsys.stored import StoredModel
 
 
@@ -100,6 +111,8 @@ def export(
             tables[role] = write_model(section, schema, managed, stored, config, directory / role)
             if any(table.form != "fp32" for table in tables[role].values()):
                 quality[role] = _quality(section, examples, managed, stored, directory / role, config.valid_rows)
+            if isinstance(section, RetrieverConfig):
+                _write_catalogue(section, examples, managed, directory / role)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
     return facts["export"]
 
@@ -163,6 +176,18 @@ def write_model(
     return {
         name: write_table(stored, f"model.{name}", config.form(table), folder / name) for name, table in names.items()
     }
+
+
+def _write_catalogue(section: RetrieverConfig, examples: Path, managed: Managed, folder: Path) -> None:
+    """Beside a written retriever: what it knows of items, and, if it is hierarchical, the tree of them."""
+    catalogue = open_catalogue(section, examples)
+    catalogue.save(folder / bundles.CATALOGUE)
+    model = bundles.load_model(section, load_schema(examples), managed, folder)
+    if isinstance(model, Hierarchical):
+        with torch.inference_mode():
+            vectors_ID = model.item_vectors(catalogue)
+            tree = Tree.build(vectors_ID.numpy(), model.paths(vectors_ID), model.quantizer.sizes)
+        tree.save(folder / bundles.TREE)
 
 
 def write_table(stored: StoredModel, name: str, form: Form, folder: Path) -> Written:
@@ -245,7 +270,8 @@ def validate(section: ModelConfig, examples: Path, managed: Managed, model: nn.M
     def judge() -> None:
         if isinstance(section, RetrieverConfig):
             path = examples / "sequences" / "valid.parquet"
-            questions = NextItemReader(path, schema.items, batch_size, limit, Place())
+            known = open_catalogue(section, examples)
+            questions = NextItemReader(path, known, batch_size, limit, Place())
             found.update(validate_retrieval(task, questions, cpu))
             return
         valid = Examples.open(examples).of_part(1)

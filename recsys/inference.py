@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import Field
-from torch import nn
 
-from embeddings.batch import Batch, Columns, sequence_batch
+from embeddings.batch import Batch, Columns, Histories
 from features import pipeline
 from features.encoder import Encoder
+from features.errors import InputError
 from features.fold import Plan
 from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
@@ -26,7 +26,8 @@ from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.baselines import popularity
 from recsys.bundle import Bundle
-from recsys.scorer import Histories, Scorer
+from recsys.index.protocol import Lists
+from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
 
 
 class Config(Settings):
@@ -34,6 +35,14 @@ class Config(Settings):
 
     retrieved: int = Field(default=100, gt=0)
     """Items that the retriever passes to the ranker."""
+    index: Literal["exact", "tree"] = "exact"
+    """`exact`: the retriever scores every item; `tree`: a hierarchical one descends its tree."""
+    beam: int = Field(default=32, gt=0)
+    """Nodes of a level of the tree whose children are looked at."""
+    budget: int = Field(default=2048, gt=0)
+    """Items at the ends of the best paths that are scored, about; what the graph joins to a history comes on top."""
+    path_weight: float = Field(default=0.0, ge=0)
+    """Weight of the log-probability of its path in the score of an item."""
     retriever_weight: float = Field(default=1.0, ge=0)
     """Weight of the retriever's score in the blend."""
     ranker_weight: float = Field(default=1.0, ge=0)
@@ -78,28 +87,6 @@ class Response:
     """By stage; for a batch, of the batch."""
 
 
-class LearnedScorer:
-    """The bundle's retriever as a `Scorer`."""
-
-    def __init__(self, model: nn.Module, max_history: int) -> None:
-        self.model = model
-        self.max_history = max_history
-        self.item_vectors_ID: torch.Tensor = model.item_vectors()  # pyright: ignore[reportCallIssue]
-
-    @torch.inference_mode()
-    def scores(self, histories: Histories) -> np.ndarray:
-        """float32 [B, I + 1]; users without history get zeros."""
-        recent = histories.steps_back_N < self.max_history
-        lengths_B = np.minimum(histories.lengths_B, self.max_history)
-        score_BI = torch.zeros(len(lengths_B), len(self.item_vectors_ID))
-        known = lengths_B > 0
-        if known.any():
-            user_ND = self.model(sequence_batch(histories.items_N[recent], lengths_B[known]))["user_ND"]
-            last_B = torch.from_numpy(np.cumsum(lengths_B[known]) - 1)
-            score_BI[torch.from_numpy(known)] = user_ND[last_B] @ self.item_vectors_ID.T
-        return score_BI.numpy()
-
-
 class Recommender:
     """Feeds from a bundle and a store. Not thread-safe; a process has one."""
 
@@ -128,7 +115,16 @@ class Recommender:
         self.item_index = self.moment.item_index
         self.context_columns = self.moment.context
         self.instant = Instant(self.encoder, self.moment)
-        self.scorer = scorer or LearnedScorer(bundle.retriever, prepared.max_history)
+        learned = LearnedScorer(bundle.retriever, bundle.catalogue, prepared.max_history)
+        self.scorer = scorer or learned
+        self.searcher: TreeSearcher | None = None
+        if scorer is None and config.index == "tree":
+            if bundle.tree is None:
+                raise InputError(
+                    f"{bundle.directory}: recommend.index = 'tree', but the bundle's retriever has no tree; train a "
+                    "retriever.kind = 'hierarchical', or set recommend.index = 'exact'"
+                )
+            self.searcher = TreeSearcher(learned, bundle.tree, config.beam, config.budget, config.path_weight)
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
 
     def seed(self) -> bool:
@@ -147,8 +143,7 @@ class Recommender:
         with clock("state"):
             histories = [self.store.history(request.user_id) for request in requests]
         with clock("retrieve"):
-            score_BI = self.retrieval_scores(requests, histories)
-            retrieved_BR, score_BR = _top(score_BI, max(self.config.retrieved, *(request.k for request in requests)))
+            retrieved_BR, score_BR = self.retrieve(requests, histories)
         probability_BR: np.ndarray | None = None
         blended_BR = self.config.retriever_weight * score_BR
         if self.rank:
@@ -178,19 +173,39 @@ class Recommender:
                     for place in order_BR[b, : request.k]
                     if np.isfinite(score_BR[b, place])
                 ),
-                source="model" if self._known_items(histories[b]) else "popularity",
+                source="model" if any(event.item_id in self.item_index for event in histories[b]) else "popularity",
                 latency_ms=clock.milliseconds,
             )
             for b, request in enumerate(requests)
         ]
 
+    def retrieve(
+        self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best items of each request, best first, and their scores, −inf where there are no more; [B, R] each."""
+        count = max(self.config.retrieved, *(request.k for request in requests))
+        if self.searcher is None:
+            return _top(self.retrieval_scores(requests, histories), count)
+        past = self._past(requests, histories)
+        known_B = past.lengths_B > 0
+        items_BR = np.zeros((len(requests), min(count, len(self.item_ids) - 1)), dtype=np.int64)
+        score_BR = np.full(items_BR.shape, -np.inf, dtype=np.float32)
+        if known_B.any():
+            asked = past.users(known_B)
+            hides_B = np.array([request.exclude_seen for request in requests])[known_B]
+            edges = np.concatenate([[0], np.cumsum(np.where(hides_B, asked.lengths_B, 0))])
+            seen = Lists(asked.items_N[np.repeat(hides_B, asked.lengths_B)], edges)
+            found = self.searcher.search(asked, items_BR.shape[1], seen)
+            items_BR[known_B], score_BR[known_B] = found.items_Bk, found.scores_Bk
+        if not known_B.all():
+            strangers = [place for place in range(len(requests)) if not known_B[place]]
+            popular = self.retrieval_scores([requests[b] for b in strangers], [histories[b] for b in strangers])
+            items_BR[~known_B], score_BR[~known_B] = _top(popular, items_BR.shape[1])
+        return items_BR, score_BR
+
     def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
         """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is asked for."""
-        known = [self._known_items(history) for history in histories]
-        past = Histories(
-            items_N=np.array([item for items in known for item in items], dtype=np.int64),
-            lengths_B=np.array([len(items) for items in known], dtype=np.int64),
-        )
+        past = self._past(requests, histories)
         score_BI = np.array(self.scorer.scores(past))
         stranger_B = past.lengths_B == 0
         score_BI[stranger_B] = self.fallback.log_count_I
@@ -198,6 +213,20 @@ class Recommender:
         seen = np.repeat([request.exclude_seen for request in requests], past.lengths_B)
         score_BI[past.rows_N[seen], past.items_N[seen]] = -np.inf
         return score_BI
+
+    def _past(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> Histories:
+        """What of the histories the retriever knows."""
+        known = [[event for event in history if event.item_id in self.item_index] for history in histories]
+        events = [event for history in known for event in history]
+        now = time.time_ns() // 1_000_000
+        actions = self.moment.actions
+        return Histories(
+            items_N=np.array([self.item_index[event.item_id] for event in events], dtype=np.int64),
+            lengths_B=np.array([len(history) for history in known], dtype=np.int64),
+            timestamps_N=np.array([event.timestamp for event in events], dtype=np.int64),
+            actions_N=np.array([actions.get(event.action, -1) for event in events], dtype=np.int16),
+            asked_B=np.array([now if r.timestamp is None else r.timestamp for r in requests], dtype=np.int64),
+        )
 
     def probabilities(self, batch: Batch) -> np.ndarray:
         """The ranker's probability of the label for encoded examples; float32 [B]."""
@@ -219,10 +248,6 @@ class Recommender:
         if self.label.at_least is None:
             return replace(event, positive=True)
         return replace(event, positive=event.value is not None and event.value >= self.label.at_least)
-
-    def _known_items(self, history: Sequence[Event]) -> list[int]:
-        index = self.item_index
-        return [index[event.item_id] for event in history if event.item_id in index]
 
 
 _NO_ITEM = ""

@@ -38,6 +38,8 @@ class Training:
     """Where the finished training goes: `<run>/checkpoints/<split>/<role>`."""
     run: Path
     """Where the logbook and the curves are."""
+    refit: int | None = None
+    """Epochs over training and validation part together, with nothing to choose; None: validation chooses."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest says beside the results; `data`, the fingerprint of what the examples were made from."""
 
@@ -59,7 +61,7 @@ class Training:
         for name in ("workers", "keep", "asynchronous", "log_every", "checkpoint_every"):
             del loop[name]
         data = {name: self.facts.get(name) for name in ("data", "environment")}
-        return {**found, **data, "schema": load_schema(self.examples).fingerprint}
+        return {**found, **data, "refit": self.refit, "schema": load_schema(self.examples).fingerprint}
 
 
 @dataclass

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from embeddings import collisions, optim
+from embeddings import catalogue, collisions, optim
 from embeddings.batch import Batch
+from embeddings.catalogue import Catalogue, Shape
 from embeddings.collisions import Managed
 from features import registry
 from features.encoder import load_schema
@@ -20,8 +22,10 @@ from features.examples import Examples
 from features.schema import Schema
 from features.settings import Settings
 from recsys import distributed
-from recsys.data import NextItemReader, Place, RankingReader, SequenceReader
+from recsys.data import Place, RankingReader
+from recsys.losses import Links
 from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
+from recsys.sequences import NextItemReader, SequenceReader
 from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
 
 Role = Literal["retriever", "ranker"]
@@ -59,6 +63,9 @@ class LoopConfig(Settings):
 class RetrieverLoop(LoopConfig):
     """The section [retriever.train]."""
 
+    refit: bool = False
+    """Whether to train anew on training and validation part together, for as many epochs as validation has chosen."""
+
     valid_rows: int = Field(default=5000, gt=0)
     """Questions asked in each validation, at most."""
 
@@ -92,6 +99,8 @@ class RetrieverConfig(ModelConfig):
 
     kind: str = "sequential"
     """The file in `recsys/models`."""
+    items: catalogue.Config = catalogue.Config()
+    """What is known of items beside their embedding."""
     loss: RetrievalLoss = RetrievalLoss()
     """The loss."""
     train: RetrieverLoop = RetrieverLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
@@ -113,7 +122,8 @@ class Job:
 
     task: nn.Module
     reader: SequenceReader | RankingReader
-    validate: Callable[[nn.Module], dict[str, float]]
+    validate: Callable[[nn.Module], dict[str, float]] | None
+    """None where nothing is to be chosen."""
     better: Callable[[dict[str, float]], float]
     """Of a validation's metrics; larger is better."""
     metric: str
@@ -122,8 +132,8 @@ class Job:
     """The task whose predictions are probabilities; None for none."""
 
 
-def build_model(config: ModelConfig, role: Role, schema: Schema, device: torch.device) -> nn.Module:
-    """The model that a section names, tables on `device`.
+def build_model(config: ModelConfig, role: Role, made_for: Schema | Shape, device: torch.device) -> nn.Module:
+    """The model that a section names, for a schema (ranker) or a catalogue's shape (retriever), tables on `device`.
 
     Raises:
         InputError: there is no such model, or it has another role.
@@ -131,7 +141,7 @@ def build_model(config: ModelConfig, role: Role, schema: Schema, device: torch.d
     module = registry.load("recsys.models", config.kind, f"{role}.kind")
     if role != module.ROLE:
         raise InputError(f"{role}.kind = {config.kind!r} is a {module.ROLE}; choose a {role}")
-    return module.build(module.Config(**config.model), schema, device)
+    return module.build(module.Config(**config.model), made_for, device)
 
 
 def build_task(
@@ -153,11 +163,13 @@ def build_task(
 
 def _build_task(config: ModelConfig, schema: Schema, device: torch.device) -> RetrievalTask | RankingTask:
     if isinstance(config, RetrieverConfig):
-        return RetrievalTask(build_model(config, "retriever", schema, device), config.loss, schema)
+        return RetrievalTask(build_model(config, "retriever", Shape.of(schema, config.items), device))
     return RankingTask(build_model(config, "ranker", schema, device), schema.label)
 
 
-def open_job(config: ModelConfig, managed: Managed, examples: Path, device: torch.device) -> Job:
+def open_job(
+    config: ModelConfig, managed: Managed, examples: Path, device: torch.device, *, refit: bool = False
+) -> Job:
     """The task on the meta device, and this rank's readers of a split.
 
     Args:
@@ -165,6 +177,7 @@ def open_job(config: ModelConfig, managed: Managed, examples: Path, device: torc
         managed: tables whose ids have no bound.
         examples: directory of the split.
         device: of training.
+        refit: whether the retriever's reader goes over the validation part too.
 
     Raises:
         InputError: the validation part has fewer rows than there are processes.
@@ -175,23 +188,27 @@ def open_job(config: ModelConfig, managed: Managed, examples: Path, device: torc
     task = build_task(config, schema, torch.device("meta"), managed)
     if isinstance(config, RetrieverConfig):
         sequences = examples / "sequences"
+        part = "known" if refit else "train"
+        known = open_catalogue(config, examples, part)
         reader = SequenceReader(
-            sequences / "train.parquet",
-            schema.items,
+            sequences / f"{part}.parquet",
+            known,
             loop.batch_size,
             loop.seed,
-            config.loss.sampled,
+            config.loss.candidates,
             place,
             loop.workers,
+            config.items.cold,
+            config.items.drawn,
         )
         questions = NextItemReader(
-            sequences / "valid.parquet", schema.items, 4 * loop.batch_size, config.train.valid_rows, place
+            sequences / "valid.parquet", known, 4 * loop.batch_size, config.train.valid_rows, place
         )
         _require_rows(questions.rows, place, sequences / "valid.parquet")
         return Job(
             task=task,
             reader=reader,
-            validate=lambda model: validate_retrieval(model, questions, device),
+            validate=None if refit else lambda model: validate_retrieval(model, questions, device),
             better=lambda found: found["ndcg@10"],
             metric="ndcg@10",
             label=None,
@@ -210,6 +227,13 @@ def open_job(config: ModelConfig, managed: Managed, examples: Path, device: torc
     )
 
 
+def open_catalogue(config: RetrieverConfig, examples: Path, part: str | None = None) -> Catalogue:
+    """What is known of items by the end of a part: `train`, `known` (training and validation), None: as was trained."""
+    part = part or ("known" if config.train.refit else "train")
+    windows = pl.read_parquet(examples / "sequences" / f"{part}.parquet", columns=["items"])["items"]
+    return Catalogue.of(Examples.open(examples).encoder, windows, config.items)
+
+
 def _require_rows(rows: int, place: Place, path: Path) -> None:
     if rows < place.world:
         raise InputError(
@@ -221,11 +245,15 @@ def _require_rows(rows: int, place: Place, path: Path) -> None:
 def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torch.device) -> dict[str, float]:
     """Full ranking over the catalogue, items of the visible history left out; every rank gets the same numbers."""
     ranks: list[np.ndarray] = []
-    for batch, history_N, lengths_B, target_B in questions:
-        _, outputs = model(batch.to(device))
-        last_B = torch.from_numpy(np.cumsum(lengths_B) - 1)
-        score_BC = (outputs["user_ND"][last_B] @ outputs["candidates_CD"].T).cpu()
-        score_BC[np.repeat(np.arange(len(lengths_B)), lengths_B), history_N - 1] = -torch.inf
+    for batch, histories, target_B in questions:
+        batch = batch.to(device)
+        _, outputs = model(batch)
+        last_B = torch.from_numpy(np.cumsum(histories.lengths_B) - 1)
+        score_BC = (outputs["user_ND"][last_B] @ outputs["candidates_CD"].T).float()
+        if (links := Links.of(batch, outputs)) is not None:
+            links.add_to(score_BC)
+        score_BC = score_BC.cpu()
+        score_BC[histories.rows_N, histories.items_N - 1] = -torch.inf
         target_B1 = target_B.astype(np.int64)[:, None] - 1
         ranks.append(rank_of(score_BC.numpy(), target_B1))
     return next_item_metrics(np.concatenate([rank for part in distributed.gathered(ranks) for rank in part]))

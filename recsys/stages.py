@@ -8,7 +8,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,8 @@ class Run:
                 work = partial(self._train, section, self.examples(split), out, engine)
                 if fresh and distributed.is_first() and not distributed.is_restart():
                     book = Logbook(self.directory, f"{split}/{role}")
-                    for place in (out, checkpoint.unfinished(out)):
+                    chosen = _chosen(out)
+                    for place in (out, checkpoint.unfinished(out), chosen, checkpoint.unfinished(chosen)):
                         if place.exists():
                             book.write("discarded", cause="asked to begin anew", checkpoint=place.name)
                             shutil.rmtree(place)
@@ -305,13 +306,21 @@ class Run:
             run=self.directory.resolve(),
             facts=facts | {"data": self.key("prepare")},
         )
+        launch = launch_training
         if engine == "ray":
             # Ray is slow to import.
             from recsys import ray_train
 
-            ray_train.launch(training, self.config.launch)
-            return
-        launch_training(training, self.config.launch)
+            launch = ray_train.launch
+        if isinstance(section, RetrieverConfig) and section.train.refit:
+            chosen = _chosen(training.out)
+            if not distributed.from_first((manifest.read(chosen) or {}).get("key") == facts["key"]):
+                launch(replace(training, out=chosen), self.config.launch)
+            found = distributed.from_first(manifest.read(chosen))
+            assert found is not None
+            training = replace(training, refit=found["best_epoch"] + 1)
+            training.facts["chosen"] = {name: found[name] for name in ("valid", "best_epoch", "epochs", "seconds")}
+        launch(training, self.config.launch)
 
     def _export(self, split: Split, facts: dict[str, Any]) -> None:
         prepared = manifest.read(self.directory / "examples")
@@ -377,6 +386,11 @@ class Run:
                         f"{place} was made from another config, other data or other code; "
                         f"run `recsys {verb} {self.path}` again"
                     )
+
+
+def _chosen(out: Path) -> Path:
+    """Where the training goes whose epochs the one at `out` repeats on more data."""
+    return out.with_name(f"{out.name}-chosen")
 
 
 def _say(text: str) -> None:

@@ -7,48 +7,59 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
-from features.schema import Schema
 from features.settings import Settings
-from recsys.losses import full_softmax, log_loss, sampled_softmax
+from recsys.losses import Links, binary, log_loss, softmax
+from recsys.sequences import Candidates
 
 
 class RetrievalLoss(Settings):
     """The section [retriever.loss]."""
 
-    kind: Literal["full", "sampled"] = "full"
-    """Softmax over the whole catalogue, or over shared uniform negatives with logQ correction."""
+    kind: Literal["full", "sampled", "binary"] = "full"
+    """Softmax over the whole catalogue; over a sample of it, with logQ correction; or log-loss of the next item and one
+    other, as SASRec was published."""
     negatives: int = Field(default=1024, gt=0)
-    """Items sampled for a batch, if sampled."""
+    """Items sampled for a batch, all as likely, if sampled."""
+    in_batch: bool = False
+    """Whether the next items of other steps are negatives too, if sampled (mixed negatives: Yang et al., WWW 2020)."""
 
     @property
-    def sampled(self) -> int | None:
-        """Negatives to sample; None for none."""
-        return self.negatives if self.kind == "sampled" else None
+    def candidates(self) -> Candidates:
+        """What a reader puts before every step."""
+        uniform = self.negatives if self.kind == "sampled" else None
+        return Candidates(uniform, self.in_batch, one_each=self.kind == "binary")
 
 
 class RetrievalTask(nn.Module):
     """Predict the next item after every step."""
 
-    def __init__(self, model: nn.Module, loss: RetrievalLoss, schema: Schema) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.loss = loss
-        self.items = schema.items
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rank's share of the global mean loss, 0 where the batch has no targets, and the model's outputs."""
+        """The rank's share of the global mean loss, 0 where the batch has no targets, and the model's outputs.
+
+        A model with a method `auxiliary(outputs, batch)` adds what that returns, a rank's share of a global mean too.
+        """
         outputs = self.model(batch)
         if batch.labels is None:
             return torch.zeros(()), outputs
+        loss = self._loss(outputs, batch)
+        if hasattr(self.model, "auxiliary"):
+            loss = loss + self.model.auxiliary(outputs, batch)  # pyright: ignore[reportCallIssue]
+        return loss, outputs
+
+    @staticmethod
+    def _loss(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         assert batch.share is not None
+        assert batch.labels is not None
         assert batch.sequences is not None
         user_ND, candidates_CD, target_N = outputs["user_ND"], outputs["candidates_CD"], batch.labels["next_item"]
-        count = batch.share.targets
-        if self.loss.sampled is None:
-            return full_softmax(user_ND, candidates_CD, target_N, count), outputs
-        item_C = batch.sequences["candidates"].values()
-        negatives = self.loss.sampled
-        return sampled_softmax(user_ND, candidates_CD, target_N, count, negatives, item_C, self.items), outputs
+        sequences, count = batch.sequences, batch.share.targets
+        if "negatives" in sequences:
+            return binary(user_ND, candidates_CD, target_N, sequences["negatives"], count)
+        return softmax(user_ND, candidates_CD, target_N, count, sequences.get("bias"), Links.of(batch, outputs))
 
 
 class RankingTask(nn.Module):

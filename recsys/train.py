@@ -64,7 +64,7 @@ def train(training: Training) -> None:
     """
     section, device = training.section, distributed.device()
     torch.manual_seed(section.train.seed)
-    job = open_job(section, training.tables.managed, training.examples, device)
+    job = open_job(section, training.tables.managed, training.examples, device, refit=training.refit is not None)
     updates = section.train.epochs * -(-len(job.reader) // section.optimizer.accumulate)
     optim.check(section.optimizer, training.tables, device, updates, f"{training.out.name}.optimizer")
     sharding.check(training.sharding, section.optimizer.sparse, job.task, device)
@@ -152,7 +152,7 @@ class Loop:
     def _ended(self) -> bool:
         if self.progress.since_best >= self.config.patience:
             return True
-        return self.progress.epoch >= self.config.epochs
+        return self.progress.epoch >= (self.training.refit or self.config.epochs)
 
     def _epoch(self) -> None:
         """The rest of an epoch."""
@@ -255,6 +255,11 @@ class Loop:
 
     def _validate(self) -> None:
         progress = self.progress
+        if self.job.validate is None:
+            progress.validated = progress.best_step = progress.step
+            progress.best = float(progress.step)
+            progress.validations.append({"step": progress.step, "epoch": progress.epoch - (progress.batch == 0)})
+            return
         self.model.eval()
         found = self.job.validate(self.model)
         self.model.train()
@@ -297,7 +302,12 @@ class Loop:
     def _monitor(self) -> Monitor:
         progress = self.progress
         curves = self.training.run / "tensorboard" / self.training.name
-        return Monitor(self.training.name, curves, self.config.epochs * len(self.job.reader), progress.step)
+        return Monitor(
+            self.training.name,
+            curves,
+            (self.training.refit or self.config.epochs) * len(self.job.reader),
+            progress.step,
+        )
 
     def _autocast(self) -> Any:
         if self.config.precision == "fp32":

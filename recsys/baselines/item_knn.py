@@ -12,8 +12,8 @@ import polars as pl
 from pydantic import Field
 from scipy.sparse import csr_array, diags_array
 
+from embeddings.batch import Histories
 from features.settings import Settings
-from recsys.scorer import Histories
 
 
 class Config(Settings):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from embeddings.batch import Histories
 from features.settings import Settings
-from recsys.scorer import Histories
 
 
 class Config(Settings):

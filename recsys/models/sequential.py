@@ -1,83 +1,71 @@
-"""Next-item retrieval by attention over the history (SASRec: Kang & McAuley, ICDM 2018, arXiv:1808.09781).
+"""Next-item retrieval by attention over the history: SASRec, its descendants, and HSTU, by choice of block.
 
-B users, N history steps in all, C candidates, D width.
+SASRec: Kang & McAuley, ICDM 2018, arXiv:1808.09781; HSTU: Zhai et al., ICML 2024, arXiv:2402.17152.
+C candidates, N history steps in all, I items of the catalogue, D width.
 """
 
-import math
 from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchrec import EmbeddingCollection
+from torch.nn.functional import normalize
 
 from embeddings.batch import Batch
-from embeddings.quantized import whole_table
-from embeddings.tables import item_table
-from features.schema import Schema
-from features.settings import Settings
-from recsys.modules.attention import AttentionBlock
-from recsys.modules.dropout import GlobalDropout
+from embeddings.catalogue import Catalogue, Shape
+from recsys.modules import encoder
+from recsys.modules.encoder import Encoder
+from recsys.modules.item_tower import ItemTower, item_vectors
+from recsys.modules.link import Link
 
 ROLE: Literal["retriever"] = "retriever"
 
 
-class Config(Settings):
+class Config(encoder.Config):
     """The section [retriever.model]."""
 
     dim: int = Field(default=64, gt=0)
     """Width of item and user vectors."""
-    blocks: int = Field(default=2, gt=0)
-    """Attention blocks."""
-    heads: int = Field(default=2, gt=0)
-    """Attention heads in a block."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
-    """Share of activations dropped in training."""
-    max_history: int = Field(default=50, gt=0)
-    """Longest history that has positions of its own; as [prepare] max_history."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Scores are cosines divided by this; None: they are dot products."""
 
     @model_validator(mode="after")
-    def _check(self) -> "Config":
+    def _check_dim(self) -> "Config":
         if self.dim % self.heads:
             raise ValueError(f"dim = {self.dim} is not a multiple of heads = {self.heads}; change one")
         return self
 
 
 class Sequential(nn.Module):
-    """Item embeddings and positions through causal blocks; a step's output is scored against item embeddings."""
+    """Item vectors through causal blocks; a step's output is scored against item vectors."""
 
-    def __init__(self, config: Config, items: int, device: torch.device) -> None:
+    def __init__(self, config: Config, shape: Shape, device: torch.device) -> None:
         super().__init__()
-        table = item_table(items, config.dim, ["history", "candidates"])
-        self.sparse_arch = EmbeddingCollection(tables=[table], device=device)
-        self.max_history = config.max_history
-        self.position_TD = nn.Parameter(torch.randn(config.max_history, config.dim) / math.sqrt(config.dim))
-        self.dropout = GlobalDropout(config.dropout, salt=0)
-        self.blocks = nn.ModuleList(
-            AttentionBlock(config.dim, config.heads, config.dropout, salt=10 * (i + 1)) for i in range(config.blocks)
-        )
-        self.norm = nn.LayerNorm(config.dim)
+        self.temperature = config.temperature
+        self.item_tower = ItemTower(shape, config.dim, device, unit=config.temperature is not None)
+        self.encoder = Encoder(config, config.dim)
+        self.link = Link() if shape.links else None
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`user_ND`: the user after each step; `candidates_CD`: the vectors of the batch's candidates."""
+        """`user_ND`: the user after each step; `candidates_CD`: the batch's candidates; `link_M`: what links add."""
+        assert batch.items is not None
         assert batch.sequences is not None
-        embedded = self.sparse_arch(batch.sequences)
-        history = embedded["history"]
-        offsets_B1, lengths_B = history.offsets(), history.lengths()
-        longest = int(lengths_B.max()) if lengths_B.numel() else 0
-        assert longest <= self.max_history, f"a history of {longest} is longer than {self.max_history}"
-        x_ND = history.values()
-        step_N = torch.arange(x_ND.shape[0], device=x_ND.device) - offsets_B1[:-1].repeat_interleave(lengths_B)
-        x_ND = self.dropout(x_ND + self.position_TD[step_N], batch.share)
-        for block in self.blocks:
-            x_ND = block(x_ND, offsets_B1, longest, batch.share)
-        return {"user_ND": self.norm(x_ND), "candidates_CD": embedded["candidates"].values()}
+        v_UD = self.item_tower(batch.items)
+        user_ND = self.encoder(v_UD.index_select(0, batch.sequences["history"]), batch.sequences, batch.share)
+        if self.temperature is not None:
+            user_ND = normalize(user_ND, dim=1) / self.temperature
+        outputs = {"user_ND": user_ND, "candidates_CD": v_UD}
+        if "candidates" in batch.sequences:
+            outputs["candidates_CD"] = v_UD.index_select(0, batch.sequences["candidates"])
+        if self.link is not None and "link_values" in batch.sequences:
+            outputs["link_M"] = self.link(batch.sequences["link_values"])
+        return outputs
 
-    def item_vectors(self) -> Tensor:
-        """[items + 1, D]: the whole table, row i for item index i; for a model whose tables are local."""
-        return whole_table(self.sparse_arch, "item")
+    def item_vectors(self, catalogue: Catalogue) -> Tensor:
+        """[I + 1, D]: row i for item index i, zeros for 0; for a model whose tables are local."""
+        return item_vectors(self.item_tower, catalogue)
 
 
-def build(config: Config, schema: Schema, device: torch.device) -> Sequential:
-    """The model for a schema's catalogue; tables on `device`, which is meta for a model that is to be sharded."""
-    return Sequential(config, schema.items, device)
+def build(config: Config, shape: Shape, device: torch.device) -> Sequential:
+    """The model for a catalogue of that shape; tables on `device`, which is meta for a model that is to be sharded."""
+    return Sequential(config, shape, device)

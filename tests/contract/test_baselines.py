@@ -9,7 +9,8 @@ import pytest
 from features import registry
 from features.settings import Settings
 from recsys.baselines import item_knn, popularity
-from recsys.scorer import Histories, Scorer
+from recsys.scorer import Scorer
+from tests.batches import histories
 
 BASELINES = [registry.load("recsys.baselines", name, "baselines") for name in registry.known("recsys.baselines")]
 every_baseline = pytest.mark.parametrize("module", BASELINES, ids=lambda module: module.__name__.rsplit(".", 1)[1])
@@ -27,13 +28,6 @@ def vocabulary(items: int, categories: list[list[str]] | None = None) -> pl.Data
     if categories is None:
         return frame
     return frame.with_columns(pl.Series("categories", [None, *categories], dtype=pl.List(pl.String)))
-
-
-def histories(*items: list[int]) -> Histories:
-    return Histories(
-        items_N=np.array([item for history in items for item in history], dtype=np.int64),
-        lengths_B=np.array([len(history) for history in items], dtype=np.int64),
-    )
 
 
 def best_unseen(scorer: Scorer, history: list[int]) -> int:

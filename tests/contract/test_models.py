@@ -1,6 +1,12 @@
-"""What every file in `recsys/models` must do; a new one is covered by being there."""
+"""What every file in `recsys/models` must do; a new one is covered by being there.
+
+Retrievers are tried with item ids alone and with all else that is known of items; where a model has variants of its
+own, with those.
+"""
 
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +16,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embeddings.batch import Batch, Share, ranking_batch, sequence_batch
+from embeddings.batch import Batch, Histories, Share, ranking_batch, retrieval_batch
+from embeddings.catalogue import Catalogue
 from embeddings.sharding import table_parameters
 from features import registry
+from features.graph import Config as GraphConfig
 from features.schema import FeatureSpec, Schema
 from features.settings import Settings
-from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
+from recsys.losses import Links
+from recsys.scorer import LearnedScorer
+from recsys.tasks import RankingTask, RetrievalTask
+from tests.batches import catalogue, histories, looked_up, questions
 
-ITEMS, USERS = 30, 20
+ITEMS, USERS, COLD = 30, 20, 2
+"""The last COLD items have not been met in training."""
 
 
 def feature(name: str, kind: Any, rows: int | None = None, table: str | None = None) -> FeatureSpec:
@@ -42,37 +54,124 @@ SCHEMA = Schema(
     users=USERS,
 )
 
-MODELS = [registry.load("recsys.models", name, "kind") for name in registry.known("recsys.models")]
 
-
-def modules(*roles: str):
-    """Run a test for each model of these roles."""
-    chosen = [module for module in MODELS if roles in ((), (module.ROLE,))]
-    return pytest.mark.parametrize("module", chosen, ids=lambda module: module.__name__.rsplit(".", 1)[1])
-
-
-def built(module: ModuleType) -> nn.Module:
-    """The model with its default config, its tables filled as training fills them."""
-    torch.manual_seed(0)
-    model = module.build(module.Config(), SCHEMA, torch.device("cpu"))
-    for table in table_parameters(model):
-        nn.init.normal_(table, std=table.shape[1] ** -0.5)
-    return model
-
-
-def task(module: ModuleType, model: nn.Module) -> nn.Module:
-    if module.ROLE == "retriever":
-        return RetrievalTask(model, RetrievalLoss(), SCHEMA)
-    return RankingTask(model, SCHEMA.label)
-
-
-def histories(*items: list[int]) -> Batch:
-    """Histories to be asked about, with the whole catalogue as candidates."""
-    return sequence_batch(
-        np.array([item for history in items for item in history], dtype=np.int64),
-        np.array([len(history) for history in items]),
-        np.arange(1, ITEMS + 1),
+def described() -> Catalogue:
+    """Items with content, some of them with none, neighbours and links."""
+    rng = np.random.default_rng(1)
+    met = [1 + rng.permutation(ITEMS - COLD)[:count] for count in (8, 9, 10, 11, 12, 7, 6)]
+    return catalogue(
+        ITEMS,
+        [*(items.tolist() for items in met), list(range(1, ITEMS - COLD + 1))],
+        content={
+            "genres": [rng.integers(1, 7, item % 3).tolist() for item in range(ITEMS - COLD)] + [[1, 2]] * COLD,
+            "brand": [[1 + item % 4] for item in range(ITEMS)],
+        },
+        graph=GraphConfig(gap=2, shrinkage=1.0),
+        neighbours=3,
+        recency=0.5,
     )
+
+
+PLAIN, DESCRIBED = catalogue(ITEMS), described()
+EVERYTHING = {"position": "both", "time": True, "actions": 3}
+VARIANTS: dict[str, dict[str, tuple[Catalogue, dict[str, Any]]]] = {
+    "sequential": {
+        "softmax": (PLAIN, {}),
+        "softmax, described": (DESCRIBED, {}),
+        "relative": (PLAIN, {"position": "relative"}),
+        "softmax, all": (DESCRIBED, EVERYTHING),
+        "gated": (PLAIN, {"block": "gated"}),
+        "gated, all": (DESCRIBED, {"block": "gated", "temperature": 0.07, **EVERYTHING}),
+        "hstu": (PLAIN, {"block": "hstu", "position": "relative"}),
+        "hstu, all": (DESCRIBED, {"block": "hstu", "temperature": 0.07, **EVERYTHING}),
+    }
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its config, and for a retriever the catalogue that it is made for."""
+
+    module: ModuleType
+    name: str
+    known: Catalogue = PLAIN
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Settings:
+        return self.module.Config(**self.settings)
+
+    def build(self, device: str) -> nn.Module:
+        torch.manual_seed(0)
+        made_for = SCHEMA if self.module.ROLE == "ranker" else self.known.shape
+        return self.module.build(self.config, made_for, torch.device(device))
+
+    def made(self) -> nn.Module:
+        """The model, its tables filled as training fills them, no weight left at 0, where it says nothing; then seen by
+        training once.
+        """
+        model = self.build("cpu")
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight) / 20)
+            for table in table_parameters(model):
+                nn.init.normal_(table, std=table.shape[1] ** -0.5)
+            self.task(model).train()(self.training_batch())
+        return model.eval()
+
+    def task(self, model: nn.Module) -> nn.Module:
+        return RetrievalTask(model) if self.module.ROLE == "retriever" else RankingTask(model, SCHEMA.label)
+
+    def training_batch(self, step: int = 0) -> Batch:
+        """A batch small enough to be learned by heart."""
+        if self.module.ROLE == "ranker":
+            return ranking_batch(examples(16), SCHEMA, Share(step=step, rows=16, targets=16, tokens_before=0, tokens=0))
+        rng = np.random.default_rng(0)
+        # All items differ, so that every step can tell where it is.
+        items = np.split(1 + rng.permutation(ITEMS - COLD)[:20], [6, 8, 12])
+        windows = [window.tolist() for window in items]
+        past = histories(*(window[:-1] for window in windows), actions=[[step % 4 for step in w[1:]] for w in windows])
+        count = len(past.items_N)
+        following = np.array([item for window in windows for item in window[1:]])
+        walk = self.known.walk()
+        links = None
+        if walk is not None:
+            lengths = np.array([len(window) for window in windows])
+            links = walk.of_windows(np.concatenate(items), lengths, np.arange(ITEMS + 1) - 1)
+        share = Share(step=step, rows=4, targets=count, tokens_before=0, tokens=count)
+        return retrieval_batch(
+            past, self.known.whole, past.items_N - 1, targets_N=following - 1, links=links, share=share
+        )
+
+    def outputs(self, model: nn.Module) -> dict[str, Tensor]:
+        with torch.inference_mode():
+            return model.eval()(self.training_batch())
+
+    def users(self, model: nn.Module, past: Histories) -> list[Tensor]:
+        """[T, D] of each history."""
+        with torch.inference_mode():
+            user_ND = model.eval()(questions(self.known, past))["user_ND"]
+        return list(user_ND.split(past.lengths_B.tolist()))
+
+
+def cases() -> list[Case]:
+    found: list[Case] = []
+    for name in registry.known("recsys.models"):
+        module = registry.load("recsys.models", name, "kind")
+        plain = {"plain": (PLAIN, {})}
+        both = plain | {"described": (DESCRIBED, {})}
+        variants = VARIANTS.get(name, plain if module.ROLE == "ranker" else both)
+        found += [Case(module, f"{name}: {variant}", *made_of) for variant, made_of in variants.items()]
+    return found
+
+
+CASES = cases()
+
+
+def models(*roles: str):
+    """Run a test for each model of these roles."""
+    chosen = [case for case in CASES if roles in ((), (case.module.ROLE,))]
+    return pytest.mark.parametrize("case", chosen, ids=lambda case: case.name)
 
 
 def examples(rows: int) -> pl.DataFrame:
@@ -92,34 +191,16 @@ def examples(rows: int) -> pl.DataFrame:
     )
 
 
-def training_batch(module: ModuleType, step: int = 0) -> Batch:
-    """A batch small enough to be learned by heart."""
-    if module.ROLE == "ranker":
-        return ranking_batch(examples(16), SCHEMA, Share(step=step, rows=16, targets=16, tokens_before=0, tokens=0))
-    rng = np.random.default_rng(0)
-    lengths_B = np.array([5, 1, 3, 7])
-    count = int(lengths_B.sum())
-    share = Share(step=step, rows=4, targets=count, tokens_before=0, tokens=count)
-    # All items differ, so that every step can tell where it is.
-    items_N = 1 + rng.permutation(ITEMS)[:count]
-    return sequence_batch(items_N, lengths_B, np.arange(1, ITEMS + 1), rng.integers(0, ITEMS, count), share)
+@models()
+def test_a_model_file_has_role_config_and_build(case: Case):
+    assert case.module.ROLE in ("retriever", "ranker")
+    assert issubclass(case.module.Config, Settings)
+    assert isinstance(case.build("meta"), nn.Module)
 
 
-def outputs_of(module: ModuleType, model: nn.Module) -> dict[str, Tensor]:
-    with torch.inference_mode():
-        return model.eval()(training_batch(module))
-
-
-@modules()
-def test_a_model_file_has_role_config_and_build(module: ModuleType):
-    assert module.ROLE in ("retriever", "ranker")
-    assert issubclass(module.Config, Settings)
-    assert isinstance(module.build(module.Config(), SCHEMA, torch.device("meta")), nn.Module)
-
-
-@modules()
-def test_tables_are_where_build_was_told_and_nothing_else_is(module: ModuleType):
-    model = module.build(module.Config(), SCHEMA, torch.device("meta"))
+@models()
+def test_tables_are_where_build_was_told_and_nothing_else_is(case: Case):
+    model = case.build("meta")
     tables = table_parameters(model)
     assert tables
     assert all(table.is_meta for table in tables)
@@ -127,98 +208,160 @@ def test_tables_are_where_build_was_told_and_nothing_else_is(module: ModuleType)
     assert not any(tensor.is_meta for tensor in rest)
 
 
-@modules()
-def test_named_outputs_are_finite_and_of_the_promised_shape(module: ModuleType):
-    outputs = outputs_of(module, built(module))
-    if module.ROLE == "ranker":
+@models()
+def test_named_outputs_are_finite_and_of_the_promised_shape(case: Case):
+    outputs, batch = case.outputs(case.made()), case.training_batch()
+    if case.module.ROLE == "ranker":
         assert outputs["logits_B"].shape == (16,)
     else:
+        assert batch.sequences is not None
         assert outputs["user_ND"].shape[0] == 16
         assert outputs["candidates_CD"].shape == (ITEMS, outputs["user_ND"].shape[1])
+        assert ("link_M" in outputs) == case.known.shape.links
+        if "link_M" in outputs:
+            assert outputs["link_M"].shape == batch.sequences["link_values"].shape
     assert all(tensor.isfinite().all() for tensor in outputs.values())
 
 
-@modules()
-def test_learns_a_small_batch_by_heart(module: ModuleType):
-    training = task(module, built(module))
+@models()
+def test_learns_a_small_batch_by_heart(case: Case):
+    training = case.task(case.made())
     optimizer = torch.optim.Adam(training.parameters(), lr=5e-3)
 
     def loss() -> float:
         with torch.no_grad():
-            return training.eval()(training_batch(module))[0].item()
+            return training.eval()(case.training_batch())[0].item()
 
     before = loss()
     training.train()
     for step in range(150):
         optimizer.zero_grad()
-        training(training_batch(module, step))[0].backward()
+        training(case.training_batch(step))[0].backward()
         optimizer.step()
     assert loss() < 0.2 * before
 
 
-@modules()
-def test_gradients_reach_every_parameter(module: ModuleType):
-    training = task(module, built(module)).train()
-    training(training_batch(module))[0].backward()
+@models()
+def test_gradients_reach_every_parameter(case: Case):
+    training = case.task(case.made()).train()
+    training(case.training_batch())[0].backward()
     without = [name for name, weight in training.named_parameters() if weight.grad is None or not weight.grad.any()]
     assert not without
 
 
-@modules()
-def test_weights_come_back_from_a_file(module: ModuleType):
-    model = built(module)
+@models()
+def test_weights_come_back_from_a_file(case: Case):
+    model = case.made()
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     file.seek(0)
-    loaded = module.build(module.Config(), SCHEMA, torch.device("meta"))
+    loaded = case.build("meta")
     loaded.load_state_dict(torch.load(file, weights_only=True), assign=True)
-    expected, found = outputs_of(module, model), outputs_of(module, loaded)
+    expected, found = case.outputs(model), case.outputs(loaded)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-@modules("retriever")
-def test_no_step_sees_what_comes_after_it(module: ModuleType):
-    model = built(module).eval()
-    with torch.inference_mode():
-        one = model(histories([3, 9, 4, 12, 7], [5, 6]))["user_ND"]
-        other = model(histories([3, 9, 4, 25, 7], [5, 6]))["user_ND"]
-    changed = (one != other).any(dim=1)
-    assert changed.tolist() == [False, False, False, True, True, False, False]
+PAST = [3, 9, 4, 12, 7], [5, 6]
+TIMES = [0, 1_000, 60_000, 90_000, 5_000_000, 5_001_000], [0, 10_000, 20_000]
+ACTIONS = [0, 1, 2, 1, 0], [1, 1]
 
 
-@modules("retriever")
-def test_a_user_does_not_depend_on_the_rest_of_the_batch(module: ModuleType):
-    model = built(module).eval()
+def changed_steps(case: Case, **other: Any) -> list[bool]:
+    """Where the user after a step of the first history is another; that of the second never is."""
+    model = case.made()
+    known = {"items": PAST, "times": TIMES, "actions": ACTIONS}
+    now = known | {name: (row, known[name][1]) for name, row in other.items()}
+    one, other_one = (
+        case.users(model, histories(*made["items"], times=made["times"], actions=made["actions"]))
+        for made in (known, now)
+    )
+    assert torch.equal(one[1], other_one[1])
+    return (one[0] != other_one[0]).any(dim=1).tolist()
+
+
+@models("retriever")
+def test_no_step_sees_the_items_after_it(case: Case):
+    assert changed_steps(case, items=[3, 9, 4, 25, 7]) == [False, False, False, True, True]
+
+
+@models("retriever")
+def test_no_step_sees_what_is_done_after_it(case: Case):
+    heeded = bool(case.settings.get("actions"))
+    assert changed_steps(case, actions=[0, 1, 2, 0, 0]) == [False, False, False, heeded, heeded]
+
+
+@models("retriever")
+def test_of_what_comes_after_it_a_step_sees_the_next_ones_time_alone(case: Case):
+    heeded = case.settings.get("time", False)
+    # The time of a step is when it was asked for, after the step before it.
+    times = [0, 1_000, 60_000, 4_000_000, 5_000_000, 5_001_000]
+    assert changed_steps(case, times=times) == [False, False, heeded, heeded, heeded]
+    later = [0, 1_000, 60_000, 90_000, 5_000_000, 10**9]
+    assert changed_steps(case, times=later) == [False, False, False, False, heeded]
+
+
+@models("retriever")
+def test_a_user_does_not_depend_on_the_rest_of_the_batch(case: Case):
+    model = case.made()
     alone = [[3, 9, 4], [8], [5, 6, 7, 8, 9, 10, 11, 12, 13]]
-    with torch.inference_mode():
-        together = model(histories(*alone))["user_ND"].split([len(items) for items in alone])
-        for items, user_TD in zip(alone, together, strict=True):
-            torch.testing.assert_close(model(histories(items))["user_ND"], user_TD, atol=1e-5, rtol=0)
+    together = case.users(model, histories(*alone))
+    for items, user_TD in zip(alone, together, strict=True):
+        torch.testing.assert_close(case.users(model, histories(items))[0], user_TD, atol=1e-5, rtol=0)
 
 
-@modules("retriever")
-def test_the_catalogues_vectors_are_the_candidates_vectors(module: ModuleType):
-    model = built(module).eval()
+@models("retriever")
+def test_the_catalogues_vectors_are_the_candidates_vectors(case: Case):
+    model = case.made()
     with torch.inference_mode():
-        candidates_CD = model(histories([1, 2]))["candidates_CD"]
-        vectors_ID = model.item_vectors()  # pyright: ignore[reportCallIssue]
+        candidates_CD = model(questions(case.known, histories([1, 2])))["candidates_CD"]
+        vectors_ID = model.item_vectors(case.known)  # pyright: ignore[reportCallIssue]
     assert vectors_ID.shape == (ITEMS + 1, candidates_CD.shape[1])
+    assert not vectors_ID[0].any()
     torch.testing.assert_close(vectors_ID[1:], candidates_CD)
 
 
-@modules("retriever")
-def test_no_candidates_may_be_asked_for(module: ModuleType):
-    model = built(module).eval()
+@models("retriever")
+@pytest.mark.parametrize("candidates", [[], [7, 2, 29]], ids=["none", "some"])
+def test_any_candidates_may_be_asked_for(case: Case, candidates: list[int]):
+    model, past = case.made(), histories([3, 4])
+    chosen = np.array(candidates, dtype=np.int64)
     with torch.inference_mode():
-        outputs = model(sequence_batch(np.array([3, 4]), np.array([2])))
-        expected = model(histories([3, 4]))["user_ND"]
-    assert outputs["candidates_CD"].shape == (0, expected.shape[1])
-    assert torch.equal(outputs["user_ND"], expected)
+        whole = model(questions(case.known, past))
+        outputs = model(questions(case.known, past, candidates_C=chosen, links=None))
+    assert torch.equal(outputs["user_ND"], whole["user_ND"])
+    torch.testing.assert_close(outputs["candidates_CD"], whole["candidates_CD"][torch.from_numpy(chosen)])
 
 
-@modules("ranker")
-def test_a_score_does_not_depend_on_the_rest_of_the_batch(module: ModuleType):
-    model = built(module).eval()
+@models("retriever")
+def test_items_that_training_has_not_met_are_what_is_known_of_them(case: Case):
+    with torch.inference_mode():
+        vectors_ID = case.made().item_vectors(case.known)  # pyright: ignore[reportCallIssue]
+    lookups = list(zip(*looked_up(case.known.whole).values(), strict=True))
+    for one in range(1, ITEMS + 1):
+        for other in range(1, one):
+            same = lookups[one - 1] == lookups[other - 1]
+            assert torch.equal(vectors_ID[one], vectors_ID[other]) == same
+
+
+@models("retriever")
+def test_served_scores_are_those_of_training(case: Case):
+    model, past = case.made(), histories([3, 9, 4], [], [8, 1, 29, 5, 6], [30])
+    served = LearnedScorer(model, case.known, max_history=3).scores(past)
+    recent = past.users(past.lengths_B > 0).last(3)
+    batch = questions(case.known, recent)
+    with torch.inference_mode():
+        outputs = model(batch)
+        score_BI = outputs["user_ND"][recent.lengths_B.cumsum() - 1] @ outputs["candidates_CD"].T
+        if (links := Links.of(batch, outputs)) is not None:
+            links.add_to(score_BI)
+    assert served.shape == (4, ITEMS + 1)
+    assert not served[1].any()
+    torch.testing.assert_close(torch.from_numpy(served)[[0, 2, 3], 1:], score_BI, atol=1e-5, rtol=1e-5)
+
+
+@models("ranker")
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(case: Case):
+    model = case.made()
     frame = examples(16)
     with torch.inference_mode():
         together = model(ranking_batch(frame, SCHEMA))["logits_B"]

@@ -3,11 +3,12 @@ import polars as pl
 import pytest
 import torch
 from torch import nn
-from torchrec import EmbeddingBagCollection
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 
-from embeddings.batch import Columns, Share, jagged, ranking_batch, sequence_batch
+from embeddings.batch import Columns, Histories, Links, Share, jagged, ranking_batch, retrieval_batch
 from embeddings.tables import bag_tables, means
 from features.schema import FeatureSpec, Schema
+from tests.batches import histories, tensors
 
 SCHEMA = Schema(
     features=(
@@ -183,15 +184,89 @@ def test_nulls_are_refused():
         ranking_batch(EXAMPLES.with_columns(item_id=pl.Series([1, None, 2], dtype=pl.Int32)), SCHEMA)
 
 
-def test_candidates_travel_with_the_first_row():
-    batch = sequence_batch(np.array([7, 8, 9]), np.array([1, 0, 2]), np.array([5, 6]), np.array([0, 1, 1]))
-    assert batch.sequences is not None
-    assert batch.sequences["history"].values().tolist() == [7, 8, 9]
-    assert batch.sequences["history"].lengths().tolist() == [1, 0, 2]
-    assert batch.sequences["candidates"].values().tolist() == [5, 6]
-    assert batch.sequences["candidates"].lengths().tolist() == [2, 0, 0]
-    assert batch.labels is not None
-    assert batch.labels["next_item"].tolist() == [0, 1, 1]
+PAST = histories([7, 8], [], [9, 7, 5], times=[[10, 20, 25], [99], [1, 2, 4, 8]], actions=[[0, -1], [], [1, 2, 0]])
+
+
+def test_a_step_asks_for_what_follows_it():
+    assert PAST.asked_N.tolist() == [20, 25, 2, 4, 8]
+    assert PAST.rows_N.tolist() == [0, 0, 2, 2, 2]
+    assert PAST.steps_back_N.tolist() == [1, 0, 2, 1, 0]
+    assert histories([], []).asked_N.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("found", "items", "times", "actions", "asked"),
+    [
+        (PAST.last(2), [[7, 8], [], [7, 5]], [10, 20, 2, 4], [0, -1, 2, 0], [25, 99, 8]),
+        (PAST.last(9), [[7, 8], [], [9, 7, 5]], [10, 20, 1, 2, 4], [0, -1, 1, 2, 0], [25, 99, 8]),
+        (PAST.users(np.array([2, 0])), [[9, 7, 5], [7, 8]], [1, 2, 4, 10, 20], [1, 2, 0, 0, -1], [8, 25]),
+        (PAST.users(np.array([False, True, False])), [[]], [], [], [99]),
+    ],
+    ids=["the last steps", "all steps", "users in another order", "users by a mask"],
+)
+def test_parts_of_histories(
+    found: Histories, items: list[list[int]], times: list[int], actions: list[int], asked: list[int]
+):
+    assert [part.tolist() for part in np.split(found.items_N, np.cumsum(found.lengths_B)[:-1])] == items
+    assert found.timestamps_N.tolist() == times
+    assert found.actions_N.tolist() == actions
+    assert found.asked_B.tolist() == asked
+
+
+def test_histories_are_read_from_a_table():
+    table = pl.DataFrame(
+        {
+            "items": [[7, 8], [], [9, 7, 5]],
+            "timestamps": [[10, 20], [], [1, 2, 4]],
+            "actions": [[0, -1], [], [1, 2, 0]],
+            "timestamp": [25, 99, 8],
+        },
+        schema_overrides={"items": pl.List(pl.Int32), "actions": pl.List(pl.Int16)},
+    )
+    for name in ("items_N", "lengths_B", "timestamps_N", "actions_N", "asked_B"):
+        np.testing.assert_array_equal(getattr(Histories.of(table), name), getattr(PAST, name))
+
+
+def test_a_retrieval_batch_says_only_what_is_asked():
+    known = KeyedJaggedTensor(keys=["item"], values=torch.arange(5), lengths=torch.ones(5, dtype=torch.int64))
+    places_N = np.array([0, 1, 2, 0, 3])
+    least = retrieval_batch(PAST, known, places_N)
+    assert least.items is known
+    assert least.labels is None
+    assert least.sequences is not None
+    assert {name: tensor.tolist() for name, tensor in least.sequences.items()} == {
+        "history": [0, 1, 2, 0, 3],
+        "lengths": [2, 0, 3],
+        "timestamps": [10, 20, 1, 2, 4],
+        "asked": [20, 25, 2, 4, 8],
+        "actions": [0, -1, 1, 2, 0],
+    }
+    links = Links(np.array([0, 1, 1, 2, 2, 2]), np.array([1, 0]), np.array([0.5, 2.0], dtype=np.float32))
+    share = Share(step=0, rows=3, targets=5, tokens_before=0, tokens=5)
+    bias_C = np.array([0, -np.inf], dtype=np.float32)
+    whole = retrieval_batch(
+        PAST, known, places_N, np.array([1, 4]), np.array([0, 0, 1, 1, 0]), bias_C, np.ones(5), links, share
+    )
+    assert whole.share == share
+    assert whole.sequences is not None
+    assert whole.labels is not None
+    found = {name: tensor.tolist() for name, tensor in (whole.sequences | whole.labels).items()}
+    assert found == {name: tensor.tolist() for name, tensor in least.sequences.items()} | {
+        "candidates": [1, 4],
+        "next_item": [0, 0, 1, 1, 0],
+        "bias": [0, -np.inf],
+        "negatives": [1] * 5,
+        "link_offsets": [0, 1, 1, 2, 2, 2],
+        "link_candidates": [1, 0],
+        "link_values": [0.5, 2.0],
+    }
+    real = {name for name, tensor in tensors(whole).items() if tensor.dtype == torch.float32}
+    assert real == {"bias", "link_values"}
+    assert all(tensor.dtype == torch.int64 for name, tensor in tensors(whole).items() if name not in real)
+    moved = whole.to(torch.device("meta"))
+    assert moved.share == share
+    assert tensors(moved).keys() == tensors(whole).keys()
+    assert all(tensor.is_meta for tensor in tensors(moved).values())
 
 
 def test_moving_keeps_everything():
@@ -201,10 +276,6 @@ def test_moving_keeps_everything():
     assert batch.weights.tolist() == [1, 1, 0]
     moved = batch.to(torch.device("meta"))
     assert moved.share == share
-    assert moved.sparse is not None
-    assert moved.dense is not None
-    assert moved.labels is not None
-    assert moved.weights is not None
-    tensors = (moved.sparse.values(), moved.sparse.lengths(), moved.dense, moved.labels["like"], moved.weights)
-    assert all(tensor.is_meta for tensor in tensors)
+    assert tensors(moved).keys() == {"sparse values", "sparse lengths", "dense", "like", "weights"}
+    assert all(tensor.is_meta for tensor in tensors(moved).values())
     assert moved.sequences is None

@@ -288,19 +288,27 @@ def test_online_equals_offline(prepared: Path) -> None:
     assert_frame_equal(together, pl.concat(alone), check_exact=True)
 
 
-def test_every_step_of_a_sequence_is_predicted_once(prepared: Path) -> None:
-    for split in ("time", "leave_one_out"):
-        interactions = Examples.open(prepared / split).interactions(0)
-        steps: list[tuple[int, int, int]] = []
-        for user, items, times in pl.read_parquet(prepared / split / "sequences" / "train.parquet").iter_rows():
-            assert 2 <= len(items) == len(times) <= config().max_history + 1
-            steps += [(user, *step) for step in pairwise(items)]
-        wanted: list[tuple[int, int, int]] = []
-        for (user,), rows in interactions.sort("row").group_by("user_index"):
-            items = rows["item_index"].to_list()
-            wanted += [(user, *step) for step in pairwise(items)]
-        assert len(wanted) > 100
-        assert sorted(steps) == sorted(wanted)
+@pytest.mark.parametrize(("name", "parts"), [("train", (0,)), ("known", (0, 1))])
+@pytest.mark.parametrize("split", ["time", "leave_one_out"])
+def test_every_step_of_a_sequence_is_predicted_once(
+    prepared: Path, split: str, name: str, parts: tuple[int, ...]
+) -> None:
+    """With what was done; people of the training part alone."""
+    folder = prepared / split
+    actions = manifest.read_json(folder / "actions.json")["actions"]
+    steps: list[tuple[Any, ...]] = []
+    for window in pl.read_parquet(folder / "sequences" / f"{name}.parquet").iter_rows(named=True):
+        done = [actions[code] for code in window["actions"]]
+        assert 2 <= len(window["items"]) == len(window["timestamps"]) == len(done) <= config().max_history + 1
+        steps += [(window["user_index"], *step) for step in pairwise(zip(window["items"], done, strict=True))]
+    wanted: list[tuple[Any, ...]] = []
+    interactions = Examples.open(folder).interactions(*parts)
+    log = pl.concat([pl.read_parquet(path, columns=["row", "action"]) for path in (prepared / "log").iterdir()])
+    interactions = interactions.join(log, on="row").filter(pl.col("user_index") > 0)
+    for (user,), rows in interactions.sort("row").group_by("user_index"):
+        wanted += [(user, *step) for step in pairwise(rows.select("item_index", "action").iter_rows())]
+    assert len(wanted) > 100
+    assert sorted(steps) == sorted(wanted)
 
 
 def test_negatives_were_shown_before_and_not_met_before(tmp_path: Path) -> None:

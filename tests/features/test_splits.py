@@ -90,13 +90,20 @@ def test_windows_and_questions() -> None:
             "user_index": pl.Series([1] * 6 + [2], dtype=pl.Int32),
             "item_index": pl.Series([1, 2, 3, 4, 5, 6, 7], dtype=pl.Int32),
             "timestamp": list(range(7)),
+            "action_code": pl.Series([0, 1, -1, 0, 1, 2, 0], dtype=pl.Int16),
             "part": [0, 0, 0, 0, 1, 1, 1],
         }
     )
-    assert windows(seen, 2)["items"].to_list() == [[1, 2, 3], [3, 4, 5], [5, 6]]
+    cut = windows(seen, 2)
+    assert cut["items"].to_list() == [[1, 2, 3], [3, 4, 5], [5, 6]]
+    assert cut["timestamps"].to_list() == [[0, 1, 2], [2, 3, 4], [4, 5]]
+    assert cut["actions"].to_list() == [[0, 1, -1], [-1, 0, 1], [1, 2]]
     asked = next_items(seen, 1, 3)
     assert asked["items"].to_list() == [[2, 3, 4], [3, 4, 5]]  # who has no history is not asked about
+    assert asked["timestamps"].to_list() == [[1, 2, 3], [2, 3, 4]]
+    assert asked["actions"].to_list() == [[1, -1, 0], [-1, 0, 1]]
     assert asked["item_index"].to_list() == [5, 6]
+    assert asked["timestamp"].to_list() == [4, 5]
 
 
 def test_slices() -> None:

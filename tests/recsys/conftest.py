@@ -1,3 +1,5 @@
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,10 @@ def weighted_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weighted = FEATURES[2].model_copy(update={"weights": "request.history_gaps"})
     gaps = feature("gaps", "bag", "request.history_gaps", "quantile")
     return prepared(tmp_path_factory.mktemp("weighted") / "examples", (*FEATURES[:2], weighted, *FEATURES[3:], gaps))
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before

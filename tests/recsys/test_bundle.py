@@ -22,11 +22,17 @@ from features.errors import InputError
 from features.online import MemoryStore
 from recsys import bundle as bundles
 from recsys import checkpoint, config, distributed, export, inference
-from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task
+from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task, open_catalogue
 from recsys.stored import StoredModel
+from tests.batches import histories, questions, tensors
 from tests.conftest import FinishedRun
 
-RETRIEVER = RetrieverConfig.model_validate({"model": {"dim": 16, "blocks": 1, "max_history": 12}})
+RETRIEVER = RetrieverConfig.model_validate(
+    {
+        "model": {"dim": 16, "blocks": 1, "max_history": 12},
+        "items": {"content": ["categories"], "graph": {"shrinkage": 5.0}, "neighbours": 3},
+    }
+)
 RANKER = RankerConfig()
 ROLES: dict[str, ModelConfig] = {"retriever": RETRIEVER, "ranker": RANKER}
 CUT = torch.arange(101.0 * 8).view(101, 8)
@@ -100,6 +106,18 @@ def test_bytes_do_not_depend_on_ranks_plan_or_blocks(
     assert found["ratio"] == pytest.approx({"fp32": 1, "int8": 64 / 24, "int4": 64 / 12}[form])
     assert (manifest.read(tmp_path / "two") or {})["export"] == found
     assert found["quality"].keys() == (set() if form == "fp32" else set(ROLES))
+
+
+def test_what_is_known_of_items_is_that_of_training(checkpoints: dict[str, Path], examples: Path, tmp_path: Path):
+    exported(examples, checkpoints["one"], tmp_path / "bundle")
+    found, expected = bundles.load(tmp_path / "bundle").catalogue, open_catalogue(RETRIEVER, examples)
+    assert found.shape == expected.shape
+    asked = np.arange(1, found.items + 1, 7)
+    past = histories(asked.tolist(), asked[:3].tolist())
+    ours, theirs = (tensors(questions(known, past)) for known in (found, expected))
+    assert len(ours["link_values"]) > len(asked)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_chunks_of_rows_and_of_columns_become_blocks(checkpoints: dict[str, Path]):
@@ -204,7 +222,7 @@ def test_fp32_feeds_are_those_of_the_checkpoint(finished_run: FinishedRun, train
 
 
 def test_quantised_feeds_are_nearly_those_of_fp32(trained_bundles: dict[str, Path]):
-    """Of int8: every first item, 19 of 20 items, probabilities within 0.01; of int4: 9 of 10 items, within 0.05."""
+    """Of int8: 19 of 20 items, the first as good as the first, probabilities within 0.01; of int4: 9 of 10, 0.05."""
     exact = feeds(bundles.load(trained_bundles["fp32"]))
     for form, shared_items, probability in (("int8", 0.95, 0.01), ("int4", 0.9, 0.05)):
         found = feeds(bundles.load(trained_bundles[form]))
@@ -213,7 +231,11 @@ def test_quantised_feeds_are_nearly_those_of_fp32(trained_bundles: dict[str, Pat
         differences = [abs(feed[item][1] - near[item][1]) for feed, near, shared in both for item in shared]
         assert 0 < max(differences) < probability
         if form == "int8":
-            assert [next(iter(feed)) for feed in exact] == [next(iter(feed)) for feed in found]
+            # Scores of a feed are 2 apart, of items that follow one another 0.1.
+            lost = [
+                feed[next(iter(feed))][0] - feed[next(iter(near))][0] for feed, near in zip(exact, found, strict=True)
+            ]
+            assert max(lost) < 0.02
 
 
 def test_lost_quality_is_measured_as_training_measures(finished_run: FinishedRun, trained_bundles: dict[str, Path]):

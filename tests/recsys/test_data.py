@@ -1,101 +1,17 @@
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
-from embeddings.batch import Batch
 from features.errors import InputError
 from features.schema import FeatureSpec, Schema
 from recsys import data
-from recsys.data import NextItemReader, Place, RankingReader, SequenceReader, batches
+from recsys.data import Place, RankingReader, batches
+from tests.batches import assert_equal
 
-ITEMS, BATCH, WORLDS, WORKERS = 50, 7, (1, 2, 3), (0, 1, 2)
-
-
-@pytest.fixture(scope="module")
-def windows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """101 windows; window i begins with items that spell i, so that it is known again."""
-    rng = np.random.default_rng(0)
-    items = [[1 + i % 10, 1 + i // 10, *rng.integers(1, ITEMS + 1, rng.integers(0, 9))] for i in range(101)]
-    path = tmp_path_factory.mktemp("windows") / "train.parquet"
-    pl.DataFrame({"items": items}, schema={"items": pl.List(pl.Int32)}).write_parquet(path)
-    return path
-
-
-def sequence_reader(
-    path: Path, rank: int = 0, world: int = 1, *, seed: int = 5, negatives: int | None = None, workers: int = 1
-) -> SequenceReader:
-    return SequenceReader(path, ITEMS, BATCH, seed, negatives, Place(rank, world), workers)
-
-
-def rows_of(batch) -> list[tuple[list[int], list[int]]]:
-    """(history, targets as item indices) of each row."""
-    history = batch.sequences["history"]
-    lengths = history.lengths().tolist()
-    targets = batch.sequences["candidates"].values()[batch.labels["next_item"]]
-    return [
-        (items.tolist(), following.tolist())
-        for items, following in zip(history.values().split(lengths), targets.split(lengths), strict=True)
-    ]
-
-
-@pytest.mark.parametrize("negatives", [None, 4], ids=["full", "sampled"])
-@pytest.mark.parametrize("world", WORLDS)
-def test_windows_come_once_an_epoch_with_the_next_items_as_targets(windows: Path, world: int, negatives: int | None):
-    rows = [
-        row
-        for rank in range(world)
-        for batch in sequence_reader(windows, rank, world, negatives=negatives).epoch(0)
-        for row in rows_of(batch)
-    ]
-    assert all(history[1:] == following[:-1] for history, following in rows)
-    found = sorted([*history, following[-1]] for history, following in rows)
-    assert found == sorted(pl.read_parquet(windows)["items"].to_list())
-
-
-@pytest.mark.parametrize("world", WORLDS[1:])
-def test_the_ranks_parts_are_the_batch_of_one_rank(windows: Path, world: int):
-    whole = list(sequence_reader(windows).epoch(3))
-    parts = [list(sequence_reader(windows, rank, world).epoch(3)) for rank in range(world)]
-    for batch, *of_ranks in zip(whole, *parts, strict=True):
-        assert rows_of(batch) == [row for part in of_ranks for row in rows_of(part)]
-        before = 0
-        for part in of_ranks:
-            assert part.share.tokens_before == before
-            assert (part.share.step, part.share.rows) == (batch.share.step, batch.share.rows)
-            assert part.share.targets == part.share.tokens == len(batch.sequences["history"].values())
-            before += len(part.sequences["history"].values())
-        assert before == batch.share.tokens
-
-
-def test_all_ranks_share_a_steps_negatives_and_no_two_steps_do(windows: Path):
-    drawn = [
-        [batch.sequences["candidates"].values()[-20:].tolist() for batch in reader.epoch(0)]
-        for reader in (sequence_reader(windows, rank, 2, negatives=20) for rank in range(2))
-    ]
-    assert drawn[0] == drawn[1]
-    assert len({tuple(negatives) for negatives in drawn[0]}) == len(drawn[0])
-    assert {item for negatives in drawn[0] for item in negatives} == set(range(1, ITEMS + 1))
-
-
-def test_order_depends_on_seed_and_epoch_alone(windows: Path):
-    def order(seed: int, epoch: int):
-        return [rows_of(batch) for batch in sequence_reader(windows, seed=seed).epoch(epoch)]
-
-    assert order(5, 0) == order(5, 0)
-    assert order(5, 0) != order(5, 1)
-    assert order(5, 0) != order(6, 0)
-
-
-def test_steps_are_numbered_through_the_epochs(windows: Path):
-    reader = sequence_reader(windows)
-    steps = [batch.share.step for epoch in range(2) for batch in reader.epoch(epoch)]
-    assert steps == list(range(2 * len(reader)))
+BATCH, WORLDS, WORKERS = 7, (1, 2, 3), (0, 1, 2)
 
 
 @pytest.mark.parametrize("rows", [1, 6, 7, 8, 99])
@@ -184,13 +100,6 @@ def several_pools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "POOL_ROWS", 50)
 
 
-@pytest.fixture
-def no_thread_is_left() -> Iterator[None]:
-    before = set(threading.enumerate())
-    yield
-    assert set(threading.enumerate()) <= before
-
-
 @pytest.mark.usefixtures("pool_rows")
 @pytest.mark.parametrize("world", WORLDS)
 def test_examples_come_once_an_epoch_in_equal_parts(world: int):
@@ -248,34 +157,15 @@ def test_batches_are_counted_before_anything_is_read():
     assert not source.read_blocks
 
 
-def tensors(batch: Batch) -> list[torch.Tensor]:
-    """All that a batch holds."""
-    jagged = [tensor for kjt in (batch.sparse, batch.sequences) if kjt for tensor in (kjt.values(), kjt.lengths())]
-    plain = [tensor for tensor in (batch.dense, batch.weights) if tensor is not None]
-    return [*jagged, *plain, *(batch.labels or {}).values()]
-
-
-def assert_equal(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.share == other.share
-        assert [t.dtype for t in tensors(one)] == [t.dtype for t in tensors(other)]
-        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
-
-
 @pytest.mark.usefixtures("pool_rows", "no_thread_is_left")
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_an_epoch_goes_on_where_it_stopped(windows: Path, world: int, workers: int):
+def test_an_epoch_goes_on_where_it_stopped(world: int, workers: int):
     for rank in range(world):
-        for make in (
-            lambda workers, rank=rank: ranking_reader(Memory(), rank, world, workers=workers),
-            lambda workers, rank=rank: sequence_reader(windows, rank, world, negatives=4, workers=workers),
-        ):
-            whole = list(make(0).epoch(2))
-            for done in (0, 1, 4, 7, 8, 14):
-                assert_equal(list(make(workers).epoch(2, done)), whole[done:])
-            assert not list(make(workers).epoch(2, len(whole)))
+        whole = list(ranking_reader(Memory(), rank, world, workers=0).epoch(2))
+        for done in (0, 1, 4, 7, 8, 14):
+            assert_equal(list(ranking_reader(Memory(), rank, world, workers=workers).epoch(2, done)), whole[done:])
+        assert not list(ranking_reader(Memory(), rank, world, workers=workers).epoch(2, len(whole)))
 
 
 @pytest.mark.usefixtures("several_pools")
@@ -299,17 +189,17 @@ def test_a_workers_error_is_raised_where_batches_are_asked_for(workers: int, bro
 
 @pytest.mark.usefixtures("several_pools", "no_thread_is_left")
 @pytest.mark.parametrize("workers", WORKERS)
-def test_who_stops_early_leaves_no_thread(windows: Path, workers: int):
-    for reader in (ranking_reader(Memory(), workers=workers), sequence_reader(windows, workers=workers)):
-        for _ in reader.epoch(0):
-            break
-        closed = reader.epoch(0)
-        next(closed)
-        closed.close()  # pyright: ignore[reportAttributeAccessIssue]
-        forgotten = reader.epoch(0)
-        next(forgotten)
-        del forgotten
-        assert len(list(reader.epoch(0))) == len(reader)
+def test_who_stops_early_leaves_no_thread(workers: int):
+    reader = ranking_reader(Memory(), workers=workers)
+    for _ in reader.epoch(0):
+        break
+    closed = reader.epoch(0)
+    next(closed)
+    closed.close()  # pyright: ignore[reportAttributeAccessIssue]
+    forgotten = reader.epoch(0)
+    next(forgotten)
+    del forgotten
+    assert len(list(reader.epoch(0))) == len(reader)
 
 
 @pytest.mark.usefixtures("several_pools", "no_thread_is_left")
@@ -346,22 +236,3 @@ def test_in_order_is_the_logs_order(world: int, workers: int):
             users += user_B.tolist()
     assert rows == [example(i) for i in range(101)]
     assert users == [i % 9 for i in range(101)]
-
-
-@pytest.mark.parametrize("world", WORLDS)
-def test_questions_are_spread_over_the_file_and_asked_once(tmp_path: Path, world: int):
-    path = tmp_path / "valid.parquet"
-    rows = np.arange(100)
-    pl.DataFrame(
-        {"items": [[1 + i % 5] * (1 + i % 3) for i in rows], "item_index": rows},
-        schema={"items": pl.List(pl.Int32), "item_index": pl.Int32},
-    ).write_parquet(path)
-    asked = []
-    for rank in range(world):
-        for batch, history_N, lengths_B, target_B in NextItemReader(path, ITEMS, BATCH, 25, Place(rank, world)):
-            assert batch.sequences["history"].values().tolist() == history_N.tolist()
-            assert batch.sequences["candidates"].values().tolist() == list(range(1, ITEMS + 1))
-            assert lengths_B.tolist() == [1 + i % 3 for i in target_B]
-            asked += target_B.tolist()
-    assert len(asked) == len(set(asked)) == 25
-    assert (min(asked), max(asked)) == (0, 99)

@@ -1,87 +1,200 @@
-import math
+"""Losses against torch's own: values, gradients, all that changes a score; estimates against what they estimate."""
 
+import math
+from dataclasses import dataclass
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from recsys.losses import full_softmax, log_loss, sampled_softmax
+from recsys import losses
+from recsys.losses import Links, binary, log_loss, softmax
 
 STEPS, ITEMS, WIDTH = 12, 40, 8
 
 
-@pytest.fixture
-def vectors() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class Vectors:
     """Users after each step, the catalogue, and the place of each target in it."""
+
+    user_ND: Tensor
+    item_ID: Tensor
+    target_N: Tensor
+
+    def leaves(self) -> tuple[Tensor, Tensor]:
+        """Copies of users and catalogue that gather gradients."""
+        return self.user_ND.clone().requires_grad_(), self.item_ID.clone().requires_grad_()
+
+
+@pytest.fixture
+def vectors() -> Vectors:
     generator = torch.Generator().manual_seed(0)
-    user_ND = torch.randn(STEPS, WIDTH, generator=generator, dtype=torch.float64) / WIDTH**0.5
-    item_ID = torch.randn(ITEMS, WIDTH, generator=generator, dtype=torch.float64)
-    return user_ND, item_ID, torch.randint(0, ITEMS, (STEPS,), generator=generator)
+    user_ND = torch.randn(STEPS, WIDTH, generator=generator) / WIDTH**0.5
+    item_ID = torch.randn(ITEMS, WIDTH, generator=generator)
+    return Vectors(user_ND, item_ID, torch.randint(0, ITEMS, (STEPS,), generator=generator))
 
 
-def sampled(vectors, drawn: torch.Tensor) -> torch.Tensor:
-    """`sampled_softmax` with the negatives `drawn` (places in the catalogue) behind the targets."""
-    user_ND, item_ID, target_N = vectors
-    candidate_C = torch.cat([target_N, drawn])
-    places = torch.arange(STEPS)
-    return sampled_softmax(user_ND, item_ID[candidate_C], places, STEPS, len(drawn), candidate_C + 1, ITEMS)
+def some_links() -> tuple[Tensor, Tensor, Tensor]:
+    """(offsets, candidates, logits) of rows of 0 to 6 links."""
+    rng = np.random.default_rng(3)
+    rows = [rng.permutation(ITEMS)[:count] for count in rng.integers(0, 7, STEPS)]
+    offsets = torch.from_numpy(np.cumsum([0, *(len(row) for row in rows)]))
+    candidate_M = torch.from_numpy(np.concatenate(rows))
+    return offsets, candidate_M, torch.rand(len(candidate_M), generator=torch.Generator().manual_seed(4)) * 3
 
 
-def test_full_softmax_is_cross_entropy(vectors):
-    user_ND, item_ID, target_N = vectors
-    expected = cross_entropy(user_ND @ item_ID.T, target_N)
-    assert full_softmax(user_ND, item_ID, target_N, STEPS) == pytest.approx(expected.item(), rel=1e-12)
+@pytest.fixture(params=[1, 5, 256], ids=lambda chunk: f"chunks of {chunk}")
+def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(losses, "CHUNK", request.param)
+    return request.param
 
 
-def test_every_item_drawn_once_is_the_full_softmax(vectors):
-    # log(negatives / items) is 0, and the step's own target, drawn too, must not count twice.
-    assert sampled(vectors, torch.arange(ITEMS)).item() == pytest.approx(
-        full_softmax(*vectors, STEPS).item(), rel=1e-12
-    )
+@pytest.mark.usefixtures("chunk")
+@pytest.mark.parametrize("linked", [False, True], ids=["", "links"])
+@pytest.mark.parametrize("biased", [False, True], ids=["", "bias"])
+def test_softmax_and_its_gradients_are_those_of_cross_entropy(vectors: Vectors, biased: bool, linked: bool):
+    bias_C = torch.linspace(-3, 1, ITEMS) if biased else None
+    if bias_C is not None:
+        bias_C[::7] = -torch.inf
+    target_N = vectors.target_N
+    found, expected = vectors.leaves(), vectors.leaves()
+    score_NC = expected[0] @ expected[1].T
+    if bias_C is not None:
+        own_NC = torch.zeros_like(score_NC, dtype=torch.bool).scatter_(1, target_N.unsqueeze(1), True)
+        score_NC = torch.where(own_NC, score_NC, score_NC + bias_C)
+    links, logits = None, []
+    if linked:
+        offsets, candidate_M, logit_M = some_links()
+        logits = [logit_M.clone().requires_grad_() for _ in range(2)]
+        links = Links(offsets, candidate_M, logits[0])
+        row_M = torch.arange(STEPS).repeat_interleave(offsets.diff())
+        score_NC = score_NC.index_put((row_M, candidate_M), logits[1], accumulate=True)
+    theirs = cross_entropy(score_NC, target_N)
+    ours = softmax(*found, target_N, STEPS, bias_C, links)
+    (3 * theirs).backward()
+    (3 * ours).backward()
+    torch.testing.assert_close(ours, theirs)
+    for one, other in zip([*found, *logits[:1]], [*expected, *logits[1:]], strict=True):
+        assert one.grad is not None
+        assert one.grad.any()
+        torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_every_item_drawn_k_times_is_corrected_by_log_q(vectors):
-    drawn = torch.arange(ITEMS).repeat(7)
-    assert sampled(vectors, drawn).item() == pytest.approx(full_softmax(*vectors, STEPS).item(), rel=1e-12)
+def test_links_are_added_to_scores():
+    offsets, candidate_M, logit_M = some_links()
+    score_NC = torch.ones(STEPS, ITEMS)
+    Links(offsets, candidate_M, logit_M).add_to(score_NC)
+    row_M = torch.arange(STEPS).repeat_interleave(offsets.diff())
+    torch.testing.assert_close(score_NC[row_M, candidate_M], 1 + logit_M)
+    assert (score_NC == 1).sum() == score_NC.numel() - len(logit_M)
 
 
-def test_uniform_negatives_estimate_the_full_softmax(vectors):
-    generator = torch.Generator().manual_seed(1)
-    exact = full_softmax(*vectors, STEPS).item()
+def sampled(vectors: Vectors, drawn: np.ndarray) -> Tensor:
+    """The softmax over targets and `drawn` (places in the catalogue), corrected as `SequenceReader` does."""
+    target_N = vectors.target_N.numpy()
+    candidates = np.unique(np.concatenate([target_N, drawn]))
+    chance = -np.expm1(len(drawn) * np.log1p(-1 / ITEMS))
+    bias_C = np.where(np.isin(candidates, drawn), -np.log(chance), -np.inf).astype(np.float32)
+    places = torch.from_numpy(np.searchsorted(candidates, target_N))
+    return softmax(vectors.user_ND, vectors.item_ID[candidates], places, STEPS, torch.from_numpy(bias_C))
 
-    def mean_and_error(negatives: int, draws: int = 400) -> tuple[float, float]:
-        values = torch.stack(
-            [sampled(vectors, torch.randint(0, ITEMS, (negatives,), generator=generator)) for _ in range(draws)]
-        )
+
+def test_a_sample_estimates_the_full_softmax(vectors: Vectors):
+    rng = np.random.default_rng(1)
+    exact = softmax(vectors.user_ND, vectors.item_ID, vectors.target_N, STEPS).item()
+
+    def mean_and_error(negatives: int, draws: int = 1000) -> tuple[float, float]:
+        values = torch.stack([sampled(vectors, rng.integers(0, ITEMS, negatives)) for _ in range(draws)])
         return values.mean().item(), values.std().item() / math.sqrt(draws)
 
     few, _ = mean_and_error(8)
-    mean, error = mean_and_error(2048)
-    # log is concave, so the estimate is low by O(1 / negatives); at 2048 what is left is the error of the mean.
+    mean, error = mean_and_error(150)
+    # The sum over candidates is right on average; its log is low by half its relative variance, which a sample that
+    # holds nearly all items leaves below a thousandth.
     assert abs(mean - exact) < 4 * error + 1e-3
-    assert abs(mean - exact) < abs(few - exact)
+    assert abs(mean - exact) < abs(few - exact) < 0.2
+    whole = sampled(vectors, np.repeat(np.arange(ITEMS), 20)).item()
+    assert whole == pytest.approx(exact, rel=1e-6)
 
 
-def test_a_negative_that_is_the_target_is_left_out(vectors):
-    _, _, target_N = vectors
-    only_hits = sampled((*vectors[:2], target_N[:1].repeat(STEPS)), target_N[:1].repeat(5))
-    assert only_hits.item() == 0.0  # nothing is left to be mistaken for
+def test_sampled_sums_of_chances_are_right_on_average(vectors: Vectors):
+    """exp(loss + own score), the sum over candidates, is without bias; the target is always among them."""
+    one = Vectors(vectors.user_ND[:1], vectors.item_ID, vectors.target_N[:1])
+    own = (one.user_ND @ one.item_ID[one.target_N].T).item()
+    rng = np.random.default_rng(2)
+    others = [item for item in range(ITEMS) if item != int(one.target_N)]
+    exact = (one.user_ND @ one.item_ID[others].T).exp().sum().item()
+    target_N = torch.zeros(1, dtype=torch.int64)
+    found = []
+    for _ in range(4000):
+        drawn = np.setdiff1d(rng.integers(0, ITEMS, 16), one.target_N.numpy())
+        candidates = np.concatenate([one.target_N.numpy(), drawn])
+        bias_C = torch.full((len(candidates),), -math.log(-math.expm1(16 * math.log1p(-1 / ITEMS))))
+        loss = softmax(one.user_ND, one.item_ID[candidates], target_N, 1, bias_C).item()
+        found.append(math.exp(loss + own) - math.exp(own))
+    assert np.mean(found) == pytest.approx(exact, abs=4 * float(np.std(found)) / math.sqrt(len(found)))
 
 
-def test_parts_sum_to_the_whole(vectors):
-    user_ND, item_ID, target_N = vectors
-    parts = (slice(0, 5), slice(5, 6), slice(6, STEPS))
-    whole = full_softmax(user_ND, item_ID, target_N, STEPS)
-    assert sum(full_softmax(user_ND[p], item_ID, target_N[p], STEPS) for p in parts) == pytest.approx(whole.item())
+def test_a_candidate_that_is_left_out_is_no_ones_mistake(vectors: Vectors):
+    bias_C = torch.full((ITEMS,), -torch.inf)
+    user_ND, item_ID = vectors.leaves()
+    loss = softmax(user_ND, item_ID, vectors.target_N, STEPS, bias_C)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert user_ND.grad is not None
+    assert not user_ND.grad.any()
 
-    drawn = torch.arange(0, ITEMS, 2)
-    item_C = torch.cat([target_N, drawn])
-    arguments = (STEPS, len(drawn), item_C + 1, ITEMS)
-    places = torch.arange(STEPS)
-    whole = sampled_softmax(user_ND, item_ID[item_C], places, *arguments)
-    of_parts = [sampled_softmax(user_ND[p], item_ID[item_C], places[p], *arguments) for p in parts]
-    assert sum(of_parts).item() == pytest.approx(whole.item())  # pyright: ignore[reportAttributeAccessIssue]
 
-    logits_N, label_N = user_ND[:, 0], (target_N % 2).double()
+def test_a_binary_loss_of_known_value():
+    user_ND = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    candidates_CD = torch.tensor([[math.log(3), 5.0], [0.0, math.log(2)], [-1.0, 0.0]])
+    # Odds 3 : 1 for the first target and 1 : 1 for its negative; 4 : 1 and, as it is the same item, 4 : 1.
+    loss = binary(user_ND, candidates_CD, torch.tensor([0, 1]), torch.tensor([1, 1]), 2)
+    expected = -(math.log(3 / 4) + math.log(1 / 2) + math.log(4 / 5) + math.log(1 / 5)) / 2
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_under_autocast_the_softmax_is_nearly_that_of_fp32(vectors: Vectors):
+    exact, near = vectors.leaves(), vectors.leaves()
+    expected = softmax(*exact, vectors.target_N, STEPS)
+    expected.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        # As a model does: its last product is of the lower type, and so is what its gradient comes back as.
+        found = softmax(near[0].bfloat16(), near[1], vectors.target_N, STEPS)
+    found.backward()
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-2)
+    for ours, theirs in zip(near, exact, strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert (ours.grad - theirs.grad).norm() < 0.02 * theirs.grad.norm()
+
+
+@pytest.mark.parametrize("far", [60.0, 1e4], ids=["improbable", "impossible"])
+def test_a_target_without_a_chance_has_a_finite_loss(far: float):
+    user_ND = torch.tensor([[1.0]], requires_grad=True)
+    loss = softmax(user_ND, torch.tensor([[0.0], [far]]), torch.tensor([0]), 1)
+    loss.backward()
+    assert loss.item() == pytest.approx(min(far, -math.log(torch.finfo(torch.float32).tiny)), rel=1e-5)
+    torch.testing.assert_close(user_ND.grad, torch.tensor([[far]]))
+
+
+def test_parts_sum_to_the_whole(vectors: Vectors):
+    user_ND, item_ID, target_N = vectors.user_ND, vectors.item_ID, vectors.target_N
+    parts = (slice(0, 5), slice(5, 6), slice(6, 6), slice(6, STEPS))
+    negative_N = target_N.flip(0)
+
+    whole = softmax(user_ND, item_ID, target_N, STEPS)
+    of_parts = [softmax(user_ND[p], item_ID, target_N[p], STEPS) for p in parts]
+    assert torch.stack(of_parts).sum().item() == pytest.approx(whole.item())
+
+    whole = binary(user_ND, item_ID, target_N, negative_N, STEPS)
+    of_parts = [binary(user_ND[p], item_ID, target_N[p], negative_N[p], STEPS) for p in parts]
+    assert torch.stack(of_parts).sum().item() == pytest.approx(whole.item())
+
+    logits_N, label_N = user_ND[:, 0], (target_N % 2).float()
     whole = binary_cross_entropy_with_logits(logits_N, label_N)
     assert sum(log_loss(logits_N[p], label_N[p], STEPS) for p in parts) == pytest.approx(whole.item())
 

@@ -12,6 +12,7 @@ whose gradient is therefore rounding alone, which Adam scales up to steps of its
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from features.encoder import load_schema
 from features.examples import Examples
 from features.manifest import read, read_json
 from recsys import checkpoint, distributed
-from recsys.data import Place, RankingReader, SequenceReader
+from recsys.data import Place, RankingReader
 from recsys.resume import Training
-from recsys.roles import ModelConfig, RankerConfig, RankerLoop, RetrieverConfig, build_task
+from recsys.roles import ModelConfig, RankerConfig, RankerLoop, RetrieverConfig, build_task, open_catalogue
+from recsys.sequences import Candidates, SequenceReader
 from recsys.tasks import RankingTask, RetrievalTask
 from recsys.train import train
 
@@ -35,21 +37,24 @@ WEIGHT = 2e-5
 """Most that a table weight or an output may differ at the end."""
 
 
+MIXED = {"mixed": "row_wise", "replicated": "data_parallel"}
+
+
 @dataclass(frozen=True)
 class Job:
     """One training run."""
 
     config: ModelConfig
     form: str
-    """The form of all tables, or `mixed`."""
+    """The form of all tables, or what the items' table has beside others that are whole on one rank: see MIXED."""
     weighted: bool
     """Whether its bags are."""
 
     @property
     def sharding(self) -> sharding.Config:
         """What the planner may do."""
-        if self.form == "mixed":
-            return sharding.Config.model_validate({"forms": ["table_wise"], "tables": {"item": "row_wise"}})
+        if self.form in MIXED:
+            return sharding.Config.model_validate({"forms": ["table_wise"], "tables": {"item": MIXED[self.form]}})
         return sharding.Config.model_validate({"forms": [self.form]})
 
     def __call__(self, examples: dict[bool, Path], out: Path) -> None:
@@ -65,32 +70,46 @@ class Job:
         )
 
 
-def retriever(loss: str, optimizer: dict[str, object]) -> RetrieverConfig:
+def retriever(loss: str, optimizer: dict[str, object], **more: Any) -> RetrieverConfig:
     return RetrieverConfig.model_validate(
         {
-            "loss": {"kind": loss, "negatives": 64},
+            "loss": {"kind": loss, "negatives": 64, "in_batch": "items" in more},
             "optimizer": optimizer,
-            "model": {"dim": 16, "blocks": 1, "max_history": 12, "dropout": 0.3},
+            "model": {"dim": 16, "blocks": 1, "max_history": 12, "dropout": 0.3, **more.pop("model", {})},
+            **more,
             # Batches of odd size: two ranks have parts of different sizes.
             "train": {"epochs": 2, "batch_size": 15},
         }
     )
 
 
+SGD = {"sparse": "sgd", "sparse_lr": 1.0}
+DESCRIBED = "retriever, described items"
 MODELS: dict[str, ModelConfig] = {
     "retriever, full loss": retriever("full", {}),
     # Adam and Adagrad hide the scale of a gradient; SGD does not.
-    "retriever, sampled loss": retriever("sampled", {"sparse": "sgd", "sparse_lr": 1.0}),
+    "retriever, sampled loss": retriever("sampled", SGD),
+    "retriever, one negative each": retriever("binary", SGD, model={"block": "gated", "temperature": 0.1}),
+    DESCRIBED: retriever(
+        "sampled",
+        {**SGD, "eps": 1e-5},
+        model={"block": "hstu", "position": "both", "time": True, "actions": 3},
+        items={"content": ["categories"], "graph": {"gap": 5}, "neighbours": 6, "drawn": 3, "cold": 0.1},
+    ),
+    "retriever, hierarchy": retriever(
+        "full", {"eps": 1e-5}, kind="hierarchical", model={"codes": [8, 4], "path_width": 8, "follow_every": 3}
+    ),
     # Adam turns a gradient that is rounding alone into a step of its rate, unless eps is larger.
     "ranker": RankerConfig(train=RankerLoop(epochs=2, batch_size=255), optimizer=optim.Config(eps=1e-5)),
     "ranker, weighted bags": RankerConfig(
         train=RankerLoop(epochs=2, batch_size=255, workers=2), optimizer=optim.Config(eps=1e-5)
     ),
 }
+MORE_FORMS = {"ranker": ("mixed",), DESCRIBED: ("mixed", "replicated")}
 JOBS = {
     f"{name}, {form}": Job(config, form, weighted="weighted" in name)
     for name, config in MODELS.items()
-    for form in ("row_wise", "table_wise", *(("mixed",) if name == "ranker" else ()))
+    for form in ("row_wise", "table_wise", *MORE_FORMS.get(name, ()))
 }
 
 
@@ -129,11 +148,11 @@ def trained(directory: Path, config: ModelConfig, examples: Path) -> RetrievalTa
     return task
 
 
-def outputs(task: RetrievalTask | RankingTask, examples: Path) -> dict[str, torch.Tensor]:
+def outputs(task: RetrievalTask | RankingTask, config: ModelConfig, examples: Path) -> dict[str, torch.Tensor]:
     """What a model says of a batch of its training part."""
-    schema = load_schema(examples)
-    if isinstance(task, RetrievalTask):
-        reader = SequenceReader(examples / "sequences" / "train.parquet", schema.items, 64, 0, None, Place())
+    if isinstance(config, RetrieverConfig):
+        windows, known = examples / "sequences" / "train.parquet", open_catalogue(config, examples)
+        reader = SequenceReader(windows, known, 64, 0, Candidates(None), Place())
     else:
         reader = RankingReader(Examples.open(examples).of_part(0), 256, 0, Place())
     with torch.inference_mode():
@@ -155,7 +174,7 @@ def test_two_processes_repeat_one(runs: dict[str, Path], splits: dict[bool, Path
         table["form"] for tables in (read(runs["two"] / name) or {})["plan"].values() for table in tables.values()
     ]
     assert form_of
-    assert set(form_of) == ({"row_wise", "table_wise"} if job.form == "mixed" else {job.form})
+    assert set(form_of) == ({MIXED[job.form], "table_wise"} if job.form in MIXED else {job.form})
 
     one, two = losses(runs["one"] / name), losses(runs["two"] / name)
     assert len(one) > 20
@@ -165,11 +184,15 @@ def test_two_processes_repeat_one(runs: dict[str, Path], splits: dict[bool, Path
     alone, shared = (trained(runs[run] / name, job.config, examples) for run in ("one", "two"))
     for ours, theirs in zip(sharding.table_parameters(alone), sharding.table_parameters(shared), strict=True):
         torch.testing.assert_close(theirs, ours, atol=WEIGHT, rtol=0)
-    torch.testing.assert_close(outputs(shared, examples), outputs(alone, examples), atol=WEIGHT, rtol=0)
+    ours, theirs = (outputs(task, job.config, examples) for task in (alone, shared))
+    assert ("link_M" in ours) == name.startswith(DESCRIBED)
+    torch.testing.assert_close(theirs, ours, atol=WEIGHT, rtol=0)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_the_plan_changes_nothing(runs: dict[str, Path], model: str):
-    found = [losses(runs["two"] / name) for name in JOBS if name.rpartition(", ")[0] == model]
+    """But for a replicated table, which the dense optimizer trains."""
+    names = [name for name, job in JOBS.items() if job.config is MODELS[model] and job.form != "replicated"]
+    found = [losses(runs["two"] / name) for name in names]
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], atol=LOSS, rtol=0)

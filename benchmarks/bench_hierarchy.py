@@ -1,0 +1,169 @@
+"""What the hierarchy adds: recall of the true next item, and the time of a query, beside the usual ways.
+
+    python benchmarks/bench_hierarchy.py --config configs/beauty/hierarchical.toml --peer configs/beauty/two_tower.toml
+
+The hierarchical retriever is asked down its tree and by a look at every item; its vectors alone, without a graph, by a
+look at every item; a two-tower retriever by a look at every item and through FAISS IVF. All are trained here, on the
+training part, and asked the test questions; one thread, one question at a time, from the history to a list of 100.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+import torch
+from bench_retriever_quality import Bench, changed
+
+from embeddings.batch import Histories
+from features.encoder import load_schema
+from recsys import checkpoint
+from recsys.config import load
+from recsys.index.protocol import Lists
+from recsys.index.tree import Tree
+from recsys.models.hierarchical import Hierarchical
+from recsys.roles import RetrieverConfig, build_task, open_catalogue
+from recsys.scorer import LearnedScorer, TreeSearcher
+from recsys.stages import Run
+
+LIST = 100
+TIMED = 500
+"""Questions that are asked one at a time."""
+
+Answer = Callable[[Histories], np.ndarray]
+"""Histories → the best items, int64 [B, 100], 0 where there are no more."""
+
+
+def main() -> None:
+    """Parse, train, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=Path("configs/beauty/hierarchical.toml"))
+    parser.add_argument("--peer", type=Path, default=Path("configs/beauty/two_tower.toml"))
+    parser.add_argument("--epochs", type=int, help="at most; default: the configs'")
+    parser.add_argument("--quick", action="store_true", help="one epoch each, and a tenth of the questions")
+    parser.add_argument("--json", action="store_true")
+    asked, overrides = parser.parse_known_args()
+    config, peer = load(asked.config, overrides), load(asked.peer, overrides)
+    run = Run(config, asked.config)
+    run.prepare()
+    examples = run.examples("leave_one_out").resolve()
+    bench = Bench(config, examples, run.directory.resolve() / "hierarchy")
+    epochs = 1 if asked.quick else asked.epochs
+    ours, theirs = (
+        _trained(bench, section if epochs is None else changed(section, {"train": {"epochs": epochs}}), name)
+        for section, name in ((config.retriever, "hierarchical"), (peer.retriever, "two_tower"))
+    )
+    questions = pl.read_parquet(examples / "sequences" / "test.parquet").filter(pl.col("item_index") > 0)
+    if asked.quick:
+        questions = questions[::10]
+    torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
+    systems = {**_ours(ours, config.recommend.path_weight), **_theirs(theirs)}
+    found: dict[str, Any] = {}
+    for name, answer in systems.items():
+        found[name] = {"recall@100": _recall(answer, questions), **_timed(answer, questions)}
+        print(f"{name}: {json.dumps(found[name])}", file=sys.stderr)
+    tree = found["tree"]["recall@100"]
+    found["bars"] = {
+        "above_two_tower_ivf": _bar(tree, found["two-tower, IVF"]["recall@100"]),
+        "not_below_exhaustive_by_the_same_vectors": _bar(tree, found["same vectors, exhaustive"]["recall@100"]),
+    }
+    print(json.dumps(found) if asked.json else json.dumps(found, indent=2))
+
+
+def _trained(bench: Bench, section: RetrieverConfig, name: str) -> LearnedScorer:
+    bench.train(changed(section, {"train": {"refit": False}}), name)
+    task = build_task(section, load_schema(bench.examples), torch.device("cpu"), {})
+    checkpoint.load_model(bench.folder / name / "retriever", task)
+    catalogue = open_catalogue(section, bench.examples, "train")
+    return LearnedScorer(task.eval().model, catalogue, bench.config.prepare.max_history)
+
+
+def _ours(scorer: LearnedScorer, path_weight: float) -> dict[str, Answer]:
+    model = scorer.model
+    assert isinstance(model, Hierarchical)
+    vectors_ID = scorer.item_vectors_ID
+    with torch.inference_mode():
+        tree = Tree.build(vectors_ID.numpy(), model.paths(vectors_ID), model.quantizer.sizes)
+    found: dict[str, Answer] = {}
+    for name, beam, budget in (("tree", 32, 2048), ("tree, small", 16, 512)):
+        searcher = TreeSearcher(scorer, tree, beam, budget, path_weight)
+        found[name] = lambda histories, searcher=searcher: searcher.search(histories, LIST, _seen(histories)).items_Bk
+    found["exhaustive"] = lambda histories: _best(scorer.scores(histories), histories)
+    found["same vectors, exhaustive"] = lambda histories: _best(
+        (_users(scorer, histories) @ vectors_ID.T).numpy(), histories
+    )
+    return found
+
+
+def _theirs(scorer: LearnedScorer) -> dict[str, Answer]:
+    vectors = scorer.item_vectors_ID.numpy()
+    lists = round(4 * len(vectors) ** 0.5)
+    index = faiss.index_factory(vectors.shape[1], f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors[1:])
+    index.add(vectors[1:])
+    index.nprobe = max(1, lists // 6)  # about as large a share of the items as the tree looks at
+
+    def ivf(histories: Histories) -> np.ndarray:
+        longest = LIST + int(histories.lengths_B.max())
+        items = index.search(_users(scorer, histories).numpy(), longest)[1] + 1
+        kept = np.zeros((len(items), LIST), dtype=np.int64)
+        ends = np.cumsum(histories.lengths_B)
+        for row, (answers, end, length) in enumerate(zip(items, ends, histories.lengths_B, strict=True)):
+            fresh = answers[~np.isin(answers, histories.items_N[end - length : end])][:LIST]
+            kept[row, : len(fresh)] = fresh
+        return kept
+
+    return {
+        "two-tower, exhaustive": lambda histories: _best(scorer.scores(histories), histories),
+        "two-tower, IVF": ivf,
+    }
+
+
+def _users(scorer: LearnedScorer, histories: Histories) -> torch.Tensor:
+    with torch.inference_mode():
+        return scorer.ask(histories).user_BD.float()
+
+
+def _best(score_BI: np.ndarray, histories: Histories) -> np.ndarray:
+    score_BI[:, 0] = -np.inf
+    score_BI[histories.rows_N, histories.items_N] = -np.inf
+    return np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
+
+
+def _seen(histories: Histories) -> Lists:
+    return Lists(histories.items_N, np.concatenate([[0], np.cumsum(histories.lengths_B)]))
+
+
+def _recall(answer: Answer, questions: pl.DataFrame) -> float:
+    right = 0
+    for part in questions.iter_slices(256):
+        right += int((answer(Histories.of(part)) == part["item_index"].to_numpy()[:, None]).any(1).sum())
+    return right / questions.height
+
+
+def _timed(answer: Answer, questions: pl.DataFrame) -> dict[str, float]:
+    """Milliseconds of a question."""
+    some = questions[np.linspace(0, questions.height - 1, min(TIMED, questions.height)).astype(np.int64)]
+    each = [Histories.of(question) for question in some.iter_slices(1)]
+    answer(each[0])
+    taken: list[float] = []
+    for histories in each:
+        started = time.perf_counter()
+        answer(histories)
+        taken.append(1000 * (time.perf_counter() - started))
+    return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
+
+
+def _bar(value: float, target: float) -> dict[str, Any]:
+    return {"value": value, "target": target, "ok": value >= target}
+
+
+if __name__ == "__main__":
+    main()

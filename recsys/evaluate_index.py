@@ -1,0 +1,83 @@
+"""What a tree of items finds, and how fast, beside a look at all of them: same model, same questions."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from embeddings.batch import Histories
+from recsys.index.protocol import Lists
+from recsys.scorer import LearnedScorer, TreeSearcher
+
+LIST = 100
+"""Length of the lists that are compared."""
+
+TIMED = 300
+"""Questions that are asked one at a time, to be timed, at most."""
+
+_BATCH = 256
+
+
+def evaluate_index(searcher: TreeSearcher, questions: pl.DataFrame) -> dict[str, float]:
+    """Compare the tree with exhaustive scoring.
+
+    Args:
+        searcher: the tree and the model.
+        questions: a row a question: `items`, `timestamps`, `actions`, `timestamp`, `item_index`; items of the history
+            are no answers.
+
+    Returns:
+        `recall@100`: share of questions whose right item is among the tree's first hundred; `exhaustive.recall@100`:
+        among the best hundred of all; `agreement@100`: share of the best hundred of all that the tree finds;
+        `scored`: items that it compares with a query, on average; `p50_ms`, `p99_ms` and `exhaustive.p50_ms`,
+        `exhaustive.p99_ms` for one question, from history to list.
+    """
+    scorer = searcher.scorer
+    right = np.zeros(2)
+    agreed = scored = 0.0
+    for part in questions.iter_slices(_BATCH):
+        histories = Histories.of(part)
+        target_B1 = part["item_index"].to_numpy()[:, None]
+        exact_BK = _exhaustive(scorer, histories)
+        found = searcher.search(histories, LIST, _seen(histories))
+        right += (found.items_Bk == target_B1).any(1).sum(), (exact_BK == target_B1).any(1).sum()
+        agreed += sum(np.isin(a, b).mean() for a, b in zip(exact_BK, found.items_Bk, strict=True))
+        scored += float(found.scored_B.sum())
+    count = questions.height
+    some = questions[np.linspace(0, count - 1, min(TIMED, count)).astype(np.int64)]
+    tree = _timed(some, lambda histories: searcher.search(histories, LIST, _seen(histories)))
+    exhaustive = _timed(some, lambda histories: _exhaustive(scorer, histories))
+    return {
+        f"recall@{LIST}": float(right[0]) / count,
+        f"exhaustive.recall@{LIST}": float(right[1]) / count,
+        f"agreement@{LIST}": agreed / count,
+        "scored": scored / count,
+        **tree,
+        **{f"exhaustive.{name}": value for name, value in exhaustive.items()},
+    }
+
+
+def _exhaustive(scorer: LearnedScorer, histories: Histories) -> np.ndarray:
+    """The best hundred of the catalogue, in no order; int64 [B, 100]."""
+    score_BI = scorer.scores(histories)
+    score_BI[:, 0] = -np.inf
+    score_BI[histories.rows_N, histories.items_N] = -np.inf
+    return np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
+
+
+def _seen(histories: Histories) -> Lists:
+    return Lists(histories.items_N, np.concatenate([[0], np.cumsum(histories.lengths_B)]))
+
+
+def _timed(questions: pl.DataFrame, answer: Callable[[Histories], Any]) -> dict[str, float]:
+    """Milliseconds of one question."""
+    each = [Histories.of(question) for question in questions.iter_slices(1)]
+    answer(each[0])
+    taken: list[float] = []
+    for histories in each:
+        started = time.perf_counter()
+        answer(histories)
+        taken.append(1000 * (time.perf_counter() - started))
+    return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}

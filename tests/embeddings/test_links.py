@@ -1,0 +1,107 @@
+"""What the graph says of a step: for a training window exactly what the graph of all other windows says of its past."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embeddings.batch import Links
+from embeddings.links import Walk
+from features.graph import Config, Graph
+from recsys.baselines import item_knn
+from tests.batches import Lists, flat, histories
+
+ITEMS = 8
+EVERY = np.arange(ITEMS + 1)
+CONFIGS = [
+    Config(),
+    Config(shrinkage=0.0, gap=2),
+    Config(gap=3, decay=0.5),
+    Config(gap=1, directed=True, shrinkage=1.0),
+    Config(gap=8, decay=0.7, directed=True),
+]
+every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_unset=True))
+
+
+def walk(lists: Lists, config: Config, recency: float = 0.5) -> Walk:
+    return Walk(Graph.of(*flat(lists), ITEMS, config), recency)
+
+
+def dense(links: Links, width: int = ITEMS + 1) -> np.ndarray:
+    """[N, width]."""
+    rows = np.repeat(np.arange(len(links.offsets) - 1), np.diff(links.offsets))
+    assert len(set(zip(rows.tolist(), links.candidates.tolist(), strict=True))) == len(rows)
+    found = np.zeros((len(links.offsets) - 1, width), dtype=np.float32)
+    found[rows, links.candidates] = links.values
+    return found
+
+
+def of_windows(walk: Walk, lists: Lists) -> list[np.ndarray]:
+    """[T − 1, I + 1] of each window."""
+    values, lengths = flat(lists)
+    return np.split(dense(walk.of_windows(values, lengths, EVERY)), np.cumsum(lengths - 1)[:-1])
+
+
+def of_past(lists: Lists, config: Config, items: list[int]) -> np.ndarray:
+    """[I + 1]: what a graph of `lists` says after `items`."""
+    return dense(walk(lists, config).of_histories(histories(items), EVERY))[0]
+
+
+def test_without_a_graphs_own_twists_it_scores_as_item_knn():
+    rng = np.random.default_rng(0)
+    met = [rng.permutation(EVERY[1:])[: rng.integers(1, 6)].tolist() for _ in range(40)]
+    pairs = [(user, item) for user, items in enumerate(met, start=1) for item in items]
+    log = pl.DataFrame(pairs, schema={"user_index": pl.Int32, "item_index": pl.Int32}, orient="row")
+    config = item_knn.Config(shrinkage=2.0, decay=0.7, categories=0.0)
+    asked = histories([1], [], [2, 2, 3], [6, 1, 4, 7, 2, 1])
+    expected = item_knn.fit(config, log, pl.DataFrame({"index": EVERY})).scores(asked)
+    found = walk(met, Config(shrinkage=2.0), recency=0.7).of_histories(asked, EVERY)
+    np.testing.assert_allclose(dense(found), expected, atol=1e-6)
+
+
+@every_config
+@settings(max_examples=60, deadline=None)
+@given(lists=st.lists(st.lists(st.integers(1, ITEMS), min_size=2, max_size=7), min_size=1, max_size=8))
+def test_a_step_sees_what_all_other_windows_say_of_its_past(config: Config, lists: list[list[int]]):
+    rows = of_windows(walk(lists, config), lists)
+    for place, (items, row_TI) in enumerate(zip(lists, rows, strict=True)):
+        others = lists[:place] + lists[place + 1 :]
+        assert len(row_TI) == len(items) - 1
+        for step, found in enumerate(row_TI):
+            np.testing.assert_allclose(found, of_past(others, config, items[: step + 1]), atol=1e-5)
+
+
+@every_config
+def test_a_step_sees_nothing_of_what_follows_it(config: Config):
+    rng = np.random.default_rng(1)
+    lists = [rng.integers(1, ITEMS + 1, rng.integers(2, 8)).tolist() for _ in range(30)]
+    window = [3, 1, 4, 1, 5, 2]
+    before = of_windows(walk([*lists, window], config), [window])[0]
+    assert before[0].any()
+    for step in range(5):
+        changed = window[: step + 1] + rng.integers(1, ITEMS + 1, 5 - step).tolist()
+        after = of_windows(walk([*lists, changed], config), [changed])[0]
+        np.testing.assert_allclose(after[: step + 1], before[: step + 1], atol=1e-5)
+
+
+def test_candidates_alone_are_told_of_by_their_places():
+    lists = [[1, 2, 3, 4], [2, 3, 5], [1, 3, 4]]
+    made = walk(lists, Config())
+    whole = dense(made.of_histories(histories([1, 3], [2]), EVERY))
+    place_I = np.full(ITEMS + 1, -1)
+    place_I[[4, 2]] = 0, 1
+    some = made.of_histories(histories([1, 3], [2]), place_I)
+    np.testing.assert_array_equal(dense(some, 2), whole[:, [4, 2]])
+
+
+def test_asking_leaves_nothing_behind_and_room_is_made():
+    rng = np.random.default_rng(2)
+    lists = [rng.integers(1, ITEMS + 1, rng.integers(2, 8)).tolist() for _ in range(20)]
+    made, narrow = walk(lists, Config()), walk(lists, Config())
+    narrow._capacity = 1
+    first = of_windows(made, lists)
+    made.of_histories(histories([1, 2], []), EVERY)
+    for again in (of_windows(made, lists), of_windows(narrow, lists)):
+        for one, other in zip(again, first, strict=True):
+            np.testing.assert_array_equal(one, other)
