@@ -38,11 +38,7 @@ SMALL = ["--retriever.model.dim", "64", "--retriever.model.blocks", "1", "--retr
 VARIANTS: dict[str, list[str]] = {
     "as it is": [],
     "fp32": ["--retriever.train.precision", "fp32"],
-    "full softmax": ["--retriever.loss.kind", "full", "--retriever.loss.in_batch", "false"],
-    "full softmax, fp32": [
-        *("--retriever.loss.kind", "full", "--retriever.loss.in_batch", "false"),
-        *("--retriever.train.precision", "fp32"),
-    ],
+    "sampled softmax": ["--retriever.loss.kind", "sampled", "--retriever.loss.negatives", "256"],
     "no worker": ["--retriever.train.workers", "0"],
 }
 EPOCHS = 3

@@ -65,6 +65,8 @@ class Config(Settings):
     def _check(self) -> "Config":
         if self.neighbours and self.graph is None:
             raise ValueError(f"neighbours = {self.neighbours} needs a graph; add a section items.graph")
+        if self.drawn and not self.neighbours:
+            raise ValueError(f"drawn = {self.drawn} draws from no neighbours; set neighbours, or remove drawn")
         if self.graph is not None and not self.neighbours and not self.links:
             raise ValueError("items.graph is used by nothing; set links = true or neighbours")
         return self
@@ -95,12 +97,17 @@ class Shape:
             for spec in schema.embedded
             if spec.source.startswith("item.") and spec.source != "item.index"
         }
+        specs = {spec.name: spec for spec in schema.embedded}
         rows: dict[str, int] = {}
         for name in config.content:
             if name not in known:
                 raise InputError(
                     f"retriever.items.content names '{name}', which is no sparse or bag feature of the item (there "
                     f"are: {', '.join(known) or 'none'}); declare it in [[features]] with a source item.…"
+                )
+            if specs[name].params.get("unbounded"):
+                raise InputError(
+                    f"retriever.items.content names '{name}', whose ids have no bound; name a feature of bounded ids"
                 )
             found = known[name]
             assert found is not None, f"{name} has not been fitted"

@@ -2,7 +2,8 @@
 
 The value of item i at step t is Σ recencyˢ · similarity(the item s steps back, i), as item-based collaborative
 filtering scores. A history in training has itself helped to make the graph; what it added to an edge is taken off
-again where it is asked about, so that a step sees what other people have done, and nothing of what follows it.
+again where it is asked about, so that a step sees what other
+windows have done, and nothing of what follows it in its own.
 
 B histories, N steps, I items of the catalogue, M pairs of a step and a candidate.
 """
@@ -61,7 +62,10 @@ class Walk:
             found = np.empty(self._capacity, dtype=np.float32)
             needed = _walk(
                 (graph.offsets, graph.items, graph.weights, graph.counts),
-                (np.float32(config.shrinkage), config.gap, np.float32(config.decay), config.directed, self.recency),
+                (
+                    *(np.float32(config.shrinkage), config.gap, np.float32(config.decay), config.directed),
+                    *(self.recency, config.neighbours),
+                ),
                 (values, offsets, place_I, training),
                 (self._value_I, self._touched, self._local_I),
                 (row_offsets, candidates, found),
@@ -75,7 +79,7 @@ class Walk:
 def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
     """Fill `out`; how many pairs there are, more than it has room for if it has to be done again."""
     edge_offsets, edge_items, edge_weights, counts = graph
-    shrinkage, gap, decay, directed, recency = settings
+    shrinkage, gap, decay, directed, recency, most = settings
     values, offsets, place_I, training = asked
     value_I, touched, local_I = buffers
     row_offsets, candidates, found = out
@@ -99,13 +103,15 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
             here = values[begin + step]
             mine = local_I[here]
             count = counts[here] - (own_count[mine] if training else 0.0)
+            least = _least(graph, here, shrinkage, most)
             for edge in range(edge_offsets[here], edge_offsets[here + 1]):
                 item = edge_items[edge]
                 weight, other = edge_weights[edge], counts[item]
                 if training and local_I[item] >= 0:
                     weight -= own[mine, local_I[item]]
                     other -= own_count[local_I[item]]
-                    if weight < _NOTHING:
+                    # Of a row that was cut, an edge may be there by what the window added, and would tell by that.
+                    if weight < _NOTHING or weight / (np.sqrt(count * other) + shrinkage) < least:
                         continue
                 if value_I[item] == 0.0:
                     touched[alive] = item
@@ -130,6 +136,16 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
             for place in range(begin, end):
                 local_I[values[place]] = -1
     return pairs
+
+
+@njit(**_OPTIONS)
+def _least(graph: Any, item: int, shrinkage: float, most: int) -> float:
+    """The similarity of the weakest edge of an item that has as many as are kept; 0 where it has fewer."""
+    offsets, items, weights, counts = graph
+    last = offsets[item + 1] - 1
+    if offsets[item + 1] - offsets[item] < most:
+        return 0.0
+    return weights[last] / (np.sqrt(counts[item] * counts[items[last]]) + shrinkage)
 
 
 @njit(**_OPTIONS)

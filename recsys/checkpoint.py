@@ -242,6 +242,11 @@ def finish(directory: Path, facts: dict[str, Any]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def choice(directory: Path) -> Path:
+    """Where the training goes whose number of epochs the one at `directory` repeats, on more data."""
+    return directory.with_name(f"{directory.name}-chosen")
+
+
 def best_state(directory: Path) -> Path:
     """Torch's files of the best checkpoint of a finished training.
 

@@ -64,7 +64,8 @@ def _exhaustive(scorer: LearnedScorer, histories: Histories) -> np.ndarray:
     score_BI = scorer.scores(histories)
     score_BI[:, 0] = -np.inf
     score_BI[histories.rows_N, histories.items_N] = -np.inf
-    return np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
+    count = min(LIST, score_BI.shape[1] - 1)
+    return np.argpartition(-score_BI, count, axis=1)[:, :count]
 
 
 def _seen(histories: Histories) -> Lists:

@@ -251,7 +251,7 @@ def _quality(
 
 
 def validate(section: ModelConfig, examples: Path, managed: Managed, model: nn.Module, limit: int) -> dict[str, float]:
-    """Judge a loaded model on the validation part as training judges it.
+    """Judge a loaded model on the validation part as training judges it; a refitted one has been fitted on that part.
 
     Args:
         section: of the model.

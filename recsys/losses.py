@@ -62,7 +62,7 @@ def softmax(
     softmax; the target, which is always there, is not corrected.
 
     Scores are computed for CHUNK steps at a time, and with them their gradients, so that N × C numbers are never held.
-    Under autocast the products are of its type; sums are float32.
+    Under autocast scores and products are of its type; the loss and what is added up over chunks are float32.
 
     Args:
         user_ND: users after each step.

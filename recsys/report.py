@@ -14,7 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from features import manifest
 from features.manifest import read_json, write_text
-from recsys import summary
+from recsys import checkpoint, summary
 
 TEMPLATE = "report.html.jinja"
 COLOURS = {
@@ -38,11 +38,13 @@ STYLE: dict[Any, Any] = {
 
 def write(directory: Path, results: dict[str, Any]) -> Path:
     """Draw and write the report; returns its path."""
-    histories = {
-        f"{path.parent.name} {path.name}": read_json(path / "history.json")
-        for path in sorted((directory / "checkpoints").glob("*/*"))
-        if manifest.read(path) is not None
-    }
+    histories: dict[str, Any] = {}
+    for path in sorted((directory / "checkpoints").glob("*/*")):
+        if path.name in COLOURS and manifest.read(path) is not None:
+            # What was fitted anew on all that is known has no validations: those that chose its epochs are shown.
+            choice = checkpoint.choice(path)
+            shown = path if manifest.read(choice) is None else choice
+            histories[f"{path.parent.name} {path.name}"] = read_json(shown / "history.json")
     with mpl.rc_context(rc=STYLE):
         plots = {
             "loss": _loss(histories),

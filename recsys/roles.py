@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from embeddings import catalogue, collisions, optim
 from embeddings.batch import Batch
 from embeddings.catalogue import Catalogue, Shape
 from embeddings.collisions import Managed
-from features import registry
+from features import manifest, registry
 from features.encoder import load_schema
 from features.errors import InputError
 from features.examples import Examples
@@ -106,6 +106,12 @@ class RetrieverConfig(ModelConfig):
     train: RetrieverLoop = RetrieverLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     """The loop."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "RetrieverConfig":
+        if self.loss.kind == "binary" and self.items.graph is not None and self.items.links:
+            raise ValueError("loss.kind = 'binary' trains no links of a graph; set items.links = false")
+        return self
+
 
 class RankerConfig(ModelConfig):
     """The section [ranker]."""
@@ -187,6 +193,9 @@ def open_job(
     loop = config.train
     task = build_task(config, schema, torch.device("meta"), managed)
     if isinstance(config, RetrieverConfig):
+        prepared = manifest.read(examples.parent) or {}
+        if config.model.get("time") and not prepared.get("has_clock", True):
+            raise InputError("retriever.model.time = true, but the log has positions, no times; set it to false")
         sequences = examples / "sequences"
         part = "known" if refit else "train"
         known = open_catalogue(config, examples, part)

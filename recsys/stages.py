@@ -196,7 +196,7 @@ class Run:
                 work = partial(self._train, section, self.examples(split), out, engine)
                 if fresh and distributed.is_first() and not distributed.is_restart():
                     book = Logbook(self.directory, f"{split}/{role}")
-                    chosen = _chosen(out)
+                    chosen = checkpoint.choice(out)
                     for place in (out, checkpoint.unfinished(out), chosen, checkpoint.unfinished(chosen)):
                         if place.exists():
                             book.write("discarded", cause="asked to begin anew", checkpoint=place.name)
@@ -273,7 +273,8 @@ class Run:
         found["training"] = {
             f"{path.parent.name}.{path.name}": {
                 name: facts[name]
-                for name in ("epochs", "best_epoch", "seconds", "rows_per_second", "parameters", "plan")
+                for name in ("epochs", "best_epoch", "seconds", "rows_per_second", "parameters", "plan", "chosen")
+                if name in facts
             }
             for path in (*self.places("train retriever"), *self.places("train ranker"))
             if (facts := manifest.read(path)) is not None
@@ -313,7 +314,7 @@ class Run:
 
             launch = ray_train.launch
         if isinstance(section, RetrieverConfig) and section.train.refit:
-            chosen = _chosen(training.out)
+            chosen = checkpoint.choice(training.out)
             if not distributed.from_first((manifest.read(chosen) or {}).get("key") == facts["key"]):
                 launch(replace(training, out=chosen), self.config.launch)
             found = distributed.from_first(manifest.read(chosen))
@@ -386,11 +387,6 @@ class Run:
                         f"{place} was made from another config, other data or other code; "
                         f"run `recsys {verb} {self.path}` again"
                     )
-
-
-def _chosen(out: Path) -> Path:
-    """Where the training goes whose epochs the one at `out` repeats on more data."""
-    return out.with_name(f"{out.name}-chosen")
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
@@ -22,6 +22,12 @@ class RetrievalLoss(Settings):
     """Items sampled for a batch, all as likely, if sampled."""
     in_batch: bool = False
     """Whether the next items of other steps are negatives too, if sampled (mixed negatives: Yang et al., WWW 2020)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "RetrievalLoss":
+        if self.in_batch and self.kind != "sampled":
+            raise ValueError(f"in_batch = true is of the sampled loss, and kind = {self.kind!r}; remove one")
+        return self
 
     @property
     def candidates(self) -> Candidates:
