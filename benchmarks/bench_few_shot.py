@@ -31,8 +31,8 @@ from rich.table import Table
 from torch import nn
 
 from embeddings import catalogue
-from embeddings.batch import Histories
 from embeddings.catalogue import Catalogue
+from embeddings.histories import Histories
 from features import pipeline, registry
 from features.datasets import sequences
 from features.encoder import load_schema

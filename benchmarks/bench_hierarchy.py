@@ -10,7 +10,6 @@ training part, and asked the test questions; one thread, one question at a time,
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,17 @@ import polars as pl
 import torch
 from bench_retriever_quality import Bench, changed
 
-from embeddings.batch import Histories
+from embeddings.histories import Histories
 from features.encoder import load_schema
 from recsys import checkpoint
 from recsys.config import load
-from recsys.index.protocol import Lists
+from recsys.evaluate_index import LIST, best, seen, timed
 from recsys.index.tree import Tree
 from recsys.models.hierarchical import Hierarchical
 from recsys.roles import RetrieverConfig, build_task, open_catalogue
 from recsys.scorer import LearnedScorer, TreeSearcher
 from recsys.stages import Run
 
-LIST = 100
 TIMED = 500
 """Questions that are asked one at a time."""
 
@@ -65,9 +63,15 @@ def main() -> None:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     systems = {**_ours(ours, config.recommend.path_weight), **_theirs(theirs)}
+    some = questions[np.linspace(0, questions.height - 1, min(TIMED, questions.height)).astype(np.int64)]
     found: dict[str, Any] = {}
     for name, answer in systems.items():
-        found[name] = {"recall@100": _recall(answer, questions), **_timed(answer, questions)}
+        found[name] = {
+            "recall@100": _recall(answer, questions),
+            **timed(
+                questions[np.linspace(0, questions.height - 1, min(TIMED, questions.height)).astype(np.int64)], answer
+            ),
+        }
         print(f"{name}: {json.dumps(found[name])}", file=sys.stderr)
     tree = found["tree"]["recall@100"]
     found["bars"] = {
@@ -94,9 +98,9 @@ def _ours(scorer: LearnedScorer, path_weight: float) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for name, beam, budget in (("tree", 32, 2048), ("tree, small", 16, 512)):
         searcher = TreeSearcher(scorer, tree, beam, budget, path_weight)
-        found[name] = lambda histories, searcher=searcher: searcher.search(histories, LIST, _seen(histories)).items_Bk
-    found["exhaustive"] = lambda histories: _best(scorer.scores(histories), histories)
-    found["same vectors, exhaustive"] = lambda histories: _best(
+        found[name] = lambda histories, searcher=searcher: searcher.search(histories, LIST, seen(histories)).items_Bk
+    found["exhaustive"] = lambda histories: best(scorer.scores(histories), histories)
+    found["same vectors, exhaustive"] = lambda histories: best(
         (_users(scorer, histories) @ vectors_ID.T).numpy(), histories
     )
     return found
@@ -121,7 +125,7 @@ def _theirs(scorer: LearnedScorer) -> dict[str, Answer]:
         return kept
 
     return {
-        "two-tower, exhaustive": lambda histories: _best(scorer.scores(histories), histories),
+        "two-tower, exhaustive": lambda histories: best(scorer.scores(histories), histories),
         "two-tower, IVF": ivf,
     }
 
@@ -131,34 +135,11 @@ def _users(scorer: LearnedScorer, histories: Histories) -> torch.Tensor:
         return scorer.ask(histories).user_BD.float()
 
 
-def _best(score_BI: np.ndarray, histories: Histories) -> np.ndarray:
-    score_BI[:, 0] = -np.inf
-    score_BI[histories.rows_N, histories.items_N] = -np.inf
-    return np.argpartition(-score_BI, LIST, axis=1)[:, :LIST]
-
-
-def _seen(histories: Histories) -> Lists:
-    return Lists(histories.items_N, np.concatenate([[0], np.cumsum(histories.lengths_B)]))
-
-
 def _recall(answer: Answer, questions: pl.DataFrame) -> float:
     right = 0
     for part in questions.iter_slices(256):
         right += int((answer(Histories.of(part)) == part["item_index"].to_numpy()[:, None]).any(1).sum())
     return right / questions.height
-
-
-def _timed(answer: Answer, questions: pl.DataFrame) -> dict[str, float]:
-    """Milliseconds of a question."""
-    some = questions[np.linspace(0, questions.height - 1, min(TIMED, questions.height)).astype(np.int64)]
-    each = [Histories.of(question) for question in some.iter_slices(1)]
-    answer(each[0])
-    taken: list[float] = []
-    for histories in each:
-        started = time.perf_counter()
-        answer(histories)
-        taken.append(1000 * (time.perf_counter() - started))
-    return {"p50_ms": float(np.percentile(taken, 50)), "p99_ms": float(np.percentile(taken, 99))}
 
 
 def _bar(value: float, target: float) -> dict[str, Any]:

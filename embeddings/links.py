@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from embeddings.batch import Histories, Links
+from embeddings.histories import Histories, Links
 from features.graph import Graph
 
 _FLOOR = 1e-3

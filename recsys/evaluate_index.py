@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from embeddings.batch import Histories
+from embeddings.histories import Histories
 from recsys.index.protocol import Lists
-from recsys.scorer import LearnedScorer, TreeSearcher
+from recsys.scorer import TreeSearcher
 
 LIST = 100
 """Length of the lists that are compared."""
@@ -40,15 +40,15 @@ def evaluate_index(searcher: TreeSearcher, questions: pl.DataFrame) -> dict[str,
     for part in questions.iter_slices(_BATCH):
         histories = Histories.of(part)
         target_B1 = part["item_index"].to_numpy()[:, None]
-        exact_BK = _exhaustive(scorer, histories)
-        found = searcher.search(histories, LIST, _seen(histories))
+        exact_BK = best(scorer.scores(histories), histories)
+        found = searcher.search(histories, LIST, seen(histories))
         right += (found.items_Bk == target_B1).any(1).sum(), (exact_BK == target_B1).any(1).sum()
         agreed += sum(np.isin(a, b).mean() for a, b in zip(exact_BK, found.items_Bk, strict=True))
         scored += float(found.scored_B.sum())
     count = questions.height
     some = questions[np.linspace(0, count - 1, min(TIMED, count)).astype(np.int64)]
-    tree = _timed(some, lambda histories: searcher.search(histories, LIST, _seen(histories)))
-    exhaustive = _timed(some, lambda histories: _exhaustive(scorer, histories))
+    tree = timed(some, lambda histories: searcher.search(histories, LIST, seen(histories)))
+    exhaustive = timed(some, lambda histories: best(scorer.scores(histories), histories))
     return {
         f"recall@{LIST}": float(right[0]) / count,
         f"exhaustive.recall@{LIST}": float(right[1]) / count,
@@ -59,21 +59,26 @@ def evaluate_index(searcher: TreeSearcher, questions: pl.DataFrame) -> dict[str,
     }
 
 
-def _exhaustive(scorer: LearnedScorer, histories: Histories) -> np.ndarray:
-    """The best hundred of the catalogue, in no order; int64 [B, 100]."""
-    score_BI = scorer.scores(histories)
+def best(score_BI: np.ndarray, histories: Histories) -> np.ndarray:
+    """The best hundred of the catalogue that a history does not hold, in no order; int64 [B, 100].
+
+    Args:
+        score_BI: float32; is changed.
+        histories: B of them.
+    """
     score_BI[:, 0] = -np.inf
     score_BI[histories.rows_N, histories.items_N] = -np.inf
     count = min(LIST, score_BI.shape[1] - 1)
     return np.argpartition(-score_BI, count, axis=1)[:, :count]
 
 
-def _seen(histories: Histories) -> Lists:
+def seen(histories: Histories) -> Lists:
+    """What the histories hold."""
     return Lists(histories.items_N, np.concatenate([[0], np.cumsum(histories.lengths_B)]))
 
 
-def _timed(questions: pl.DataFrame, answer: Callable[[Histories], Any]) -> dict[str, float]:
-    """Milliseconds of one question."""
+def timed(questions: pl.DataFrame, answer: Callable[[Histories], Any]) -> dict[str, float]:
+    """`p50_ms`, `p99_ms`: milliseconds of an answer, each question asked alone."""
     each = [Histories.of(question) for question in questions.iter_slices(1)]
     answer(each[0])
     taken: list[float] = []

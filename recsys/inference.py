@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from embeddings.batch import Batch, Columns, Histories
+from embeddings.batch import Batch, Columns
+from embeddings.histories import Histories
 from features import pipeline
 from features.encoder import Encoder
 from features.errors import InputError

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from embeddings.batch import Batch, Histories, retrieval_batch
+from embeddings.batch import Batch
 from embeddings.catalogue import Catalogue
+from embeddings.histories import Histories, retrieval_batch
 from recsys.index.protocol import Extras, Found, Lists
 from recsys.index.tree import Tree
 from recsys.losses import Links

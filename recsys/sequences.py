@@ -13,8 +13,9 @@ import numpy as np
 import polars as pl
 from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import Batch, Histories, Share, jagged, retrieval_batch
+from embeddings.batch import Batch, Share, jagged
 from embeddings.catalogue import Catalogue, Noise
+from embeddings.histories import Histories, retrieval_batch
 from features.slices import gather_slices
 from recsys.data import NEGATIVES, ORDER, Place, ahead, batches, cuts
 

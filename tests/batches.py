@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import Batch, Histories, retrieval_batch
+from embeddings.batch import Batch
 from embeddings.catalogue import Catalogue, Content
+from embeddings.histories import Histories, retrieval_batch
 from features.graph import Config as GraphConfig
 from features.graph import Graph
 

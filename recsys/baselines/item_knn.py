@@ -12,7 +12,7 @@ import polars as pl
 from pydantic import Field
 from scipy.sparse import csr_array, diags_array
 
-from embeddings.batch import Histories
+from embeddings.histories import Histories
 from features.settings import Settings
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from embeddings.batch import Histories
+from embeddings.histories import Histories
 from features.settings import Settings
 
 

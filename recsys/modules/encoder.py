@@ -64,7 +64,7 @@ class Encoder(nn.Module):
 
         Args:
             x_ND: the item of each step.
-            sequences: `lengths`, `timestamps`, `asked`, `actions` of `embeddings.batch.retrieval_batch`.
+            sequences: `lengths`, `timestamps`, `asked`, `actions` of `embeddings.histories.retrieval_batch`.
             share: of the global batch; None outside of training.
         """
         times = (sequences["timestamps"], sequences["asked"]) if self.time else (None, None)

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embeddings.batch import Batch, Histories, Share, ranking_batch, retrieval_batch
+from embeddings.batch import Batch, Share, ranking_batch
 from embeddings.catalogue import Catalogue
+from embeddings.histories import Histories, retrieval_batch
 from embeddings.sharding import table_parameters
 from features import registry
 from features.graph import Config as GraphConfig

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 
-from embeddings.batch import Columns, Histories, Links, Share, jagged, ranking_batch, retrieval_batch
+from embeddings.batch import Columns, Share, jagged, ranking_batch
+from embeddings.histories import Histories, Links, retrieval_batch
 from embeddings.tables import bag_tables, means
 from features.schema import FeatureSpec, Schema
 from tests.batches import histories, tensors

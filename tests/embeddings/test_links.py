@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings.batch import Links
+from embeddings.histories import Links
 from embeddings.links import Walk
 from features.graph import Config, Graph
 from recsys.baselines import item_knn

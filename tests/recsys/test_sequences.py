@@ -8,8 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from embeddings.batch import Batch, Links
+from embeddings.batch import Batch
 from embeddings.catalogue import Catalogue
+from embeddings.histories import Links
 from features.graph import Config as GraphConfig
 from recsys.data import Place
 from recsys.sequences import Candidates, NextItemReader, SequenceReader
