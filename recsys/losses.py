@@ -109,9 +109,14 @@ class _Softmax(torch.autograd.Function):
                 mine, places = links.places(part, score_PC.shape[1])
                 score_PC.view(-1).index_add_(0, places, logit_M[mine].to(dtype))
             chance_PC = torch.softmax(score_PC, 1)
-            chance_P1 = chance_PC.gather(1, target_P1)
-            loss -= chance_P1.float().clamp(min=torch.finfo(torch.float32).tiny).log().sum()
-            chance_PC.scatter_(1, target_P1, chance_P1 - 1)
+            own_P1 = chance_PC.gather(1, target_P1).float()
+            chance_PC.scatter_(1, target_P1, 0.0)
+            # 1 − p, whose digits bf16 would have lost where p is near 1; each row of the gradient sums to 0.
+            rest_P1 = chance_PC.sum(1, keepdim=True, dtype=torch.float32)
+            sure_P1 = -torch.log1p(-rest_P1.clamp(max=0.5))
+            unsure_P1 = -own_P1.clamp(min=torch.finfo(torch.float32).tiny).log()
+            loss += torch.where(rest_P1 < 0.5, sure_P1, unsure_P1).sum()
+            chance_PC.scatter_(1, target_P1, -rest_P1.to(dtype))
             user_grad[part] = (chance_PC @ low_CD).float()
             candidates_grad += (chance_PC.T @ low_ND[part]).float()
             if logit_grad is not None:
