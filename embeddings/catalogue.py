@@ -109,6 +109,11 @@ class Shape:
                 raise InputError(
                     f"retriever.items.content names '{name}', whose ids have no bound; name a feature of bounded ids"
                 )
+            if specs[name].weights is not None:
+                raise InputError(
+                    f"retriever.items.content names '{name}', whose ids have weights ({specs[name].weights}), which "
+                    "the retriever does not know; declare the bag again without weights, and name that"
+                )
             found = known[name]
             assert found is not None, f"{name} has not been fitted"
             rows[name] = found

@@ -1,6 +1,7 @@
 """Histories that a retriever is asked about, and the batch that they become.
 
-B users, N history steps in all, U items that a batch speaks of, C candidates, M links of steps and candidates.
+B users, N history steps in all, U items that a batch speaks of, C candidates, S of them sampled, M links of steps and
+candidates.
 """
 
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def retrieval_batch(
     places_N: np.ndarray,
     candidates_C: np.ndarray | None = None,
     targets_N: np.ndarray | None = None,
-    bias_C: np.ndarray | None = None,
+    bias_S: np.ndarray | None = None,
     negatives_N: np.ndarray | None = None,
     links: Links | None = None,
     share: Share | None = None,
@@ -104,9 +105,9 @@ def retrieval_batch(
 
     `sequences` has `history` (int64 [N], places among the items), `lengths` (int64 [B]), `timestamps` and `asked`
     (int64 [N], ms), `actions` (int64 [N]); `candidates` (int64 [C], places among the items), unless all U items are
-    candidates in their order; `bias` (float32 [C]) where scores are corrected; `negatives` (int64 [N]) where each step
-    has one of its own; and where there are links, `link_offsets` (int64 [N + 1]), `link_candidates` (int64 [M]) and
-    `link_values` (float32 [M]).
+    candidates in their order; `bias` (float32 [S]) where the first S candidates are a sample, and the others targets
+    alone; `negatives` (int64 [N]) where each step has one of its own; and where there are links, `link_offsets`
+    (int64 [N + 1]), `link_candidates` (int64 [M]) and `link_values` (float32 [M]).
 
     Args:
         histories: N steps.
@@ -114,7 +115,8 @@ def retrieval_batch(
         places_N: int64: where the item of each step is among them.
         candidates_C: int64: where the candidates are among them. None: they are all items.
         targets_N: place among the candidates of the item that follows each step.
-        bias_C: what the loss adds to a candidate's score where it is not the target, float32. None: nothing.
+        bias_S: what the loss adds to the scores of the first S candidates where they are not the target; float32. None:
+            nothing is added, and all candidates are meant.
         negatives_N: place among the candidates of each step's own negative.
         links: of steps and candidates.
         share: place in the global batch.
@@ -133,8 +135,8 @@ def retrieval_batch(
     if links is not None:
         sequences["link_offsets"] = links.offsets
     tensors = {name: torch.from_numpy(values.astype(np.int64)) for name, values in sequences.items()}
-    if bias_C is not None:
-        tensors["bias"] = torch.from_numpy(bias_C)
+    if bias_S is not None:
+        tensors["bias"] = torch.from_numpy(bias_S)
     if links is not None:
         # By far the largest: not copied.
         tensors["link_candidates"] = torch.from_numpy(links.candidates)

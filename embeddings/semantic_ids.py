@@ -91,10 +91,12 @@ class ResidualQuantizer(nn.Module):
         if self.training and not self.get_buffer("started"):
             found_ID = v_ID.detach().float()
             self.fit(found_ID if everywhere else _gathered(found_ID), self.seed)
+            self._agree()
         codes_IL = self.assign(v_ID)
         quantized_ID = self.decode(codes_IL)
         if self.training:
             self._follow(v_ID.detach().float(), codes_IL, everywhere=everywhere)
+            self._agree()
         straight_ID = v_ID + (quantized_ID - v_ID).detach()
         # Not of no vectors, which would be no number.
         commitment = (v_ID - quantized_ID).square().sum() / max(1, v_ID.numel())
@@ -150,6 +152,13 @@ class ResidualQuantizer(nn.Module):
             code_KD.copy_(torch.where(dead_K[:, None], code_KD, sum_KD / share_K.clamp(min=1e-12)[:, None]))
             if dead_K.any():
                 self._revive(level, dead_K, statistics_KS[:, 1], *residuals[level], codes_IL[:, level], alone=alone)
+
+    def _agree(self) -> None:
+        """Take the codebooks of the first rank: a GPU adds up in no fixed order, and each rank a little differently."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            for level in range(len(self.sizes)):
+                for name in ("codes", "shares", "sums"):
+                    dist.broadcast(self.get_buffer(f"{name}_{level}"), 0)
 
     def _residuals(self, v_ID: Tensor, codes_IL: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """What each level is given to code, and what it leaves."""

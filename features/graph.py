@@ -50,7 +50,7 @@ class Graph:
 
     @classmethod
     def of(cls, values: np.ndarray, lengths: np.ndarray, items: int, config: Config) -> Self:
-        """Count pairs in histories; needs 32 bytes for each pair of items at each gap.
+        """Count pairs in histories; needs about 100 bytes for each pair of items that is joined, and for each event.
 
         Args:
             values: item indices of all histories, one after the other; int [N].
@@ -61,17 +61,14 @@ class Graph:
         counts = np.bincount(values, minlength=items + 1).astype(np.float32)
         history_N = np.repeat(np.arange(len(lengths)), lengths)
         steps = values.astype(np.int64)
-        keys: list[np.ndarray]
-        weights: list[np.ndarray]
-        keys, weights = [np.empty(0, dtype=np.int64)], [np.empty(0)]
+        keys, weights = np.empty(0, dtype=np.int64), np.empty(0)
         for gap in range(1, min(config.gap, int(lengths.max(initial=1)) - 1) + 1):
             near = (history_N[gap:] == history_N[:-gap]) & (steps[gap:] != steps[:-gap])
             before, after = steps[:-gap][near], steps[gap:][near]
             for start, end in ((before, after),) if config.directed else ((before, after), (after, before)):
                 key, pairs = np.unique(start * (items + 1) + end, return_counts=True)
-                keys.append(key)
-                weights.append(pairs * config.decay ** (gap - 1))
-        edges = _strongest(np.concatenate(keys), np.concatenate(weights), counts, config)
+                keys, weights = _added(keys, weights, key, pairs * config.decay ** (gap - 1))
+        edges = _strongest(keys, weights, counts, config)
         return cls(edges[0], edges[1], edges[2], counts, config)
 
     @property
@@ -97,22 +94,31 @@ def similarity(weight: np.ndarray, count: np.ndarray, other: np.ndarray, shrinka
     return (weight / (np.sqrt(count * other) + shrinkage)).astype(np.float32)
 
 
+def _added(
+    keys: np.ndarray, weights: np.ndarray, more: np.ndarray, more_weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two sorted lists of distinct keys as one, weights of the same key summed."""
+    merged = np.concatenate([keys, more])
+    order = np.argsort(merged, kind="stable")  # of two sorted runs: a merge
+    merged = merged[order]
+    first = np.flatnonzero(np.diff(merged, prepend=-1))
+    if not len(first):
+        return merged, weights
+    return merged[first], np.add.reduceat(np.concatenate([weights, more_weights])[order], first)
+
+
 def _strongest(
-    keys: np.ndarray, weights: np.ndarray, counts: np.ndarray, config: Config
+    keys: np.ndarray, weight: np.ndarray, counts: np.ndarray, config: Config
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(offsets, items, weights) of the most similar edges of each item.
 
     Args:
-        keys: an edge is its start · (I + 1) + its end; it may come again.
-        weights: of each; float64.
+        keys: an edge is its start · (I + 1) + its end.
+        weight: of each; float64.
         counts: of the items.
         config: what is kept.
     """
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    first = np.flatnonzero(np.diff(keys, prepend=-1))
-    weight = np.add.reduceat(weights[order], first) if len(first) else weights
-    start, end = np.divmod(keys[first], len(counts))
+    start, end = np.divmod(keys, len(counts))
     near = similarity(weight, counts[start], counts[end], config.shrinkage)
     order = np.lexsort((end, -near, start))
     degree = np.bincount(start, minlength=len(counts))

@@ -45,7 +45,8 @@ def evaluate_retrieval(
     Returns:
         `retrieval`, `system` (after ranking and blend), `baselines.<name>`, each with metrics and `coverage@10`; and
         `popularity`: for each system the share of its lists in ten popularity bands of the catalogue, and of the
-        items to find (`actual`); where the bundle is asked through its tree, `index`: see `evaluate_index`.
+        items to find (`actual`). Where the bundle is asked through its tree, `retrieval` is what the tree finds,
+        `exhaustive` the same model's scores of all items, and `index` as in `evaluate_index`.
     """
     bundle = bundles.load(directory)
     store = MemoryStore(retain=bundle.config["prepare"]["retain"])
@@ -64,6 +65,10 @@ def evaluate_retrieval(
         return next_item_metrics(rank) | {f"coverage@{LIST}": coverage(lists, bundle.items.height - 1)}
 
     found["retrieval"] = judge("retrieval", full)
+    if full.searcher is not None:
+        found["exhaustive"] = judge(
+            "exhaustive", Recommender(bundle, store, config.model_copy(update={"index": "exact"}), rank=False)
+        )
     for name, scorer in fit_baselines(examples, bundle.items, baselines).items():
         found["baselines"][name] = judge(name, Recommender(bundle, store, config, scorer, rank=False))
     report("system")
@@ -103,19 +108,27 @@ def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settin
 
 
 def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Rank of each right item among the whole catalogue by retrieval alone, and the first ten of each list.
+    """Rank of each right item by retrieval alone, and the first ten of each list.
 
     Returns:
-        float64 [Q]: 1 is first, ties share their mean rank, inf where the item is not in the vocabulary; int64 [Q, 10].
+        float64 [Q]: 1 is first, inf where the item is not in the vocabulary or a tree has not found it; without a tree
+        it is the rank in the whole catalogue, in which ties share their mean rank; int64 [Q, 10].
     """
     ranks, lists = [], []
     for part in questions.iter_slices(BATCH):
         requests = _requests(part, recommender.context_columns)
         histories = [recommender.store.history(request.user_id) for request in requests]
-        score_BI = recommender.retrieval_scores(requests, histories)
-        target_B = part["item_index"].to_numpy()
-        ranks.append(rank_of(score_BI, target_B[:, None].astype(np.int64)))
-        lists.append(_first(score_BI, LIST))
+        target_B1 = part["item_index"].to_numpy()[:, None].astype(np.int64)
+        if recommender.searcher is None:
+            score_BI = recommender.retrieval_scores(requests, histories)
+            ranks.append(rank_of(score_BI, target_B1))
+            lists.append(_first(score_BI, LIST))
+        else:
+            items_BR, score_BR = recommender.retrieve(requests, histories)
+            items_BR = np.where(np.isfinite(score_BR), items_BR, 0)
+            right_BR = (items_BR == target_B1) & (target_B1 > 0)
+            ranks.append(np.where(right_BR.any(1), 1.0 + right_BR.argmax(1), np.inf))
+            lists.append(np.pad(items_BR[:, :LIST], ((0, 0), (0, max(0, LIST - items_BR.shape[1])))))
     return np.concatenate(ranks), np.concatenate(lists)
 
 

@@ -110,7 +110,7 @@ def export(
             stored = StoredModel(checkpoint.best_state(path))
             tables[role] = write_model(section, schema, managed, stored, config, directory / role)
             if any(table.form != "fp32" for table in tables[role].values()):
-                quality[role] = _quality(section, examples, managed, stored, directory / role, config.valid_rows)
+                quality[role] = _quality(section, examples, managed, path, config, directory)
             if isinstance(section, RetrieverConfig):
                 _write_catalogue(section, examples, managed, directory / role)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
@@ -238,20 +238,28 @@ def _relative(squared_error: float, squares: float) -> float:
 
 
 def _quality(
-    section: ModelConfig, examples: Path, managed: Managed, stored: StoredModel, folder: Path, limit: int
+    section: ModelConfig, examples: Path, managed: Managed, path: Path, config: Config, folder: Path
 ) -> dict[str, dict[str, float]]:
-    """Metrics of a model's folder, and of the same model with fp32 tables, which are on disk for that time alone."""
+    """Metrics of a checkpoint with tables in fp32 and as `config` has them; both are in `folder` for that time alone.
+
+    Of a model that was trained anew on the validation part too it is the checkpoint of the training before.
+    """
     schema = load_schema(examples)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        write_model(section, schema, managed, stored, Config(), Path(scratch))
-        exact = bundles.load_model(section, schema, managed, Path(scratch))
-        found = {"fp32": validate(section, examples, managed, exact, limit)}
-    lossy = bundles.load_model(section, schema, managed, folder)
-    return found | {"stored": validate(section, examples, managed, lossy, limit)}
+    if isinstance(section, RetrieverConfig) and section.train.refit:
+        path = checkpoint.choice(path)
+        section = section.model_copy(update={"train": section.train.model_copy(update={"refit": False})})
+    stored = StoredModel(checkpoint.best_state(path))
+    found: dict[str, dict[str, float]] = {}
+    for name, form in (("fp32", Config()), ("stored", config)):
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            write_model(section, schema, managed, stored, form, Path(scratch))
+            model = bundles.load_model(section, schema, managed, Path(scratch))
+            found[name] = validate(section, examples, managed, model, config.valid_rows)
+    return found
 
 
 def validate(section: ModelConfig, examples: Path, managed: Managed, model: nn.Module, limit: int) -> dict[str, float]:
-    """Judge a loaded model on the validation part as training judges it; a refitted one has been fitted on that part.
+    """Judge a loaded model on the validation part as training judges it.
 
     Args:
         section: of the model.

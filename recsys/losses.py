@@ -1,6 +1,6 @@
 """Losses, in float32, as sums over a rank's part, divided by the global count: their sum over ranks is the global mean.
 
-N steps, C candidates, D width, M links of steps and candidates, B examples.
+N steps, C candidates, S of them sampled, D width, M links of steps and candidates, B examples.
 """
 
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ class Links:
             return None
         return cls(batch.sequences["link_offsets"], batch.sequences["link_candidates"], outputs["link_M"])
 
-    def places(self, rows: slice, width: int) -> tuple[slice, Tensor]:
-        """The links of some steps, and their places in scores of that width, end to end: int64."""
-        edges = self.offsets_N1[rows.start : rows.stop + 1]
-        links = slice(int(edges[0]), int(edges[-1]))
-        row = torch.arange(len(edges) - 1, device=edges.device).repeat_interleave(edges.diff())
-        return links, row * width + self.candidate_M[links]
+    def of_steps(self, steps: slice) -> tuple[slice, Tensor]:
+        """The links of some steps, and the step of each, counted from the first of these: int64."""
+        edges = self.offsets_N1[steps.start : steps.stop + 1]
+        row_M = torch.arange(len(edges) - 1, device=edges.device).repeat_interleave(edges.diff())
+        return slice(int(edges[0]), int(edges[-1])), row_M
 
     def add_to(self, score_NC: Tensor) -> None:
         """Add to the scores of all steps, in place."""
-        _, places = self.places(slice(0, len(score_NC)), score_NC.shape[1])
+        _, row_M = self.of_steps(slice(0, len(score_NC)))
+        places = row_M * score_NC.shape[1] + self.candidate_M
         score_NC.view(-1).index_add_(0, places, self.logit_M.to(score_NC.dtype))
 
 
@@ -52,14 +52,15 @@ def softmax(
     candidates_CD: Tensor,
     target_N: Tensor,
     count: int,
-    bias_C: Tensor | None = None,
+    bias_S: Tensor | None = None,
     links: Links | None = None,
 ) -> Tensor:
-    """Cross entropy of each step's next item among all candidates.
+    """Cross entropy of each step's next item among candidates.
 
-    Where these are the whole catalogue this is the full softmax. Where they are sampled, `bias_C` is minus the log of
-    the chance that a candidate is in the sample (logQ: Bengio & Senécal, 2008), so that the loss estimates the full
-    softmax; the target, which is always there, is not corrected.
+    Where these are the whole catalogue this is the full softmax. Where they are sampled, the first S of them are the
+    sample, with which every step is compared, and the others are targets alone. `bias_S` is minus the log of the chance
+    that a candidate is in the sample (logQ: Bengio & Senécal, 2008), so that the loss estimates the full softmax; the
+    target, which is always there, is not corrected.
 
     Scores are computed for CHUNK steps at a time, and with them their gradients, so that N × C numbers are never held.
     Under autocast scores and products are of its type; the loss and what is added up over chunks are float32.
@@ -69,13 +70,14 @@ def softmax(
         candidates_CD: vectors of distinct candidates.
         target_N: place of each step's target among them.
         count: steps of the global batch.
-        bias_C: float32; −inf leaves a candidate out where it is not the target.
+        bias_S: float32; −inf leaves a candidate out where it is not the target. None: every step is compared with all
+            candidates, and none is corrected.
         links: what a graph adds.
     """
     device = user_ND.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
     logit_M = None if links is None else links.logit_M
-    return _Softmax.apply(user_ND.float(), candidates_CD.float(), target_N, bias_C, dtype, links, logit_M) / count  # pyright: ignore[reportReturnType, reportOptionalOperand, reportOperatorIssue]
+    return _Softmax.apply(user_ND.float(), candidates_CD.float(), target_N, bias_S, dtype, links, logit_M) / count  # pyright: ignore[reportReturnType, reportOptionalOperand, reportOperatorIssue]
 
 
 class _Softmax(torch.autograd.Function):
@@ -87,40 +89,60 @@ class _Softmax(torch.autograd.Function):
         user_ND: Tensor,
         candidates_CD: Tensor,
         target_N: Tensor,
-        bias_C: Tensor | None,
+        bias_S: Tensor | None,
         dtype: torch.dtype,
         links: Links | None,
         logit_M: Tensor | None,
     ) -> Tensor:
+        shared = len(candidates_CD) if bias_S is None else len(bias_S)
+        # Where some targets are compared with their own steps alone, every target has a column of its own: the last.
+        apart = shared < len(candidates_CD)
         low_ND, low_CD = user_ND.to(dtype), candidates_CD.to(dtype)
+        low_SD = low_CD[:shared]
         user_grad = torch.empty_like(user_ND)
         candidates_grad = torch.zeros_like(candidates_CD)
-        logit_grad = None if logit_M is None else torch.empty_like(logit_M)
+        logit_grad = None if logit_M is None else torch.zeros_like(logit_M)
         loss = user_ND.new_zeros(())
+        # One buffer for all chunks: its pages are fetched once.
+        score_KW = low_ND.new_empty(min(CHUNK, len(user_ND)), shared + apart)
         for start in range(0, len(user_ND), CHUNK):
             part = slice(start, min(start + CHUNK, len(user_ND)))
-            target_P1 = target_N[part].unsqueeze(1)
-            score_PC = low_ND[part] @ low_CD.T
-            if bias_C is not None:
-                own_P1 = score_PC.gather(1, target_P1)
-                score_PC.add_(bias_C.to(dtype)).scatter_(1, target_P1, own_P1)
+            target_P, user_PD = target_N[part], low_ND[part]
+            score_PW = score_KW[: len(target_P)]
+            score_PS = score_PW[:, :shared]
+            torch.mm(user_PD, low_SD.T, out=score_PS)
+            at_P1 = target_P.unsqueeze(1)
+            if apart:
+                score_PW[:, shared] = (user_PD * low_CD[target_P]).sum(1)
+                at_P1 = torch.full_like(at_P1, shared)
+            if bias_S is not None:
+                own_P1 = score_PW.gather(1, at_P1)
+                score_PS.add_(bias_S.to(dtype))
+                score_PW.scatter_(1, at_P1, own_P1)
             mine, places = slice(0), target_N[:0]
             if links is not None and logit_M is not None:
-                mine, places = links.places(part, score_PC.shape[1])
-                score_PC.view(-1).index_add_(0, places, logit_M[mine].to(dtype))
-            chance_PC = torch.softmax(score_PC, 1)
-            own_P1 = chance_PC.gather(1, target_P1).float()
-            chance_PC.scatter_(1, target_P1, 0.0)
+                mine, places = _link_places(links, part, target_P, shared, apart=apart)
+                score_PW.view(-1).index_add_(0, places, logit_M[mine].to(dtype))
+            if apart:
+                twice = (target_P < shared).nonzero().squeeze(1)
+                score_PW[twice, target_P[twice]] = -torch.inf
+            chance_PW = torch.softmax(score_PW, 1, out=score_PW)
+            own_P1 = chance_PW.gather(1, at_P1).float()
+            chance_PW.scatter_(1, at_P1, 0.0)
             # 1 − p, whose digits bf16 would have lost where p is near 1; each row of the gradient sums to 0.
-            rest_P1 = chance_PC.sum(1, keepdim=True, dtype=torch.float32)
+            rest_P1 = chance_PW.sum(1, keepdim=True, dtype=torch.float32)
             sure_P1 = -torch.log1p(-rest_P1.clamp(max=0.5))
             unsure_P1 = -own_P1.clamp(min=torch.finfo(torch.float32).tiny).log()
             loss += torch.where(rest_P1 < 0.5, sure_P1, unsure_P1).sum()
-            chance_PC.scatter_(1, target_P1, -rest_P1.to(dtype))
-            user_grad[part] = (chance_PC @ low_CD).float()
-            candidates_grad += (chance_PC.T @ low_ND[part]).float()
+            chance_PW.scatter_(1, at_P1, -rest_P1.to(dtype))
+            chance_PS = chance_PW[:, :shared]
+            user_grad[part] = chance_PS @ low_SD
+            candidates_grad[:shared] += chance_PS.T @ user_PD
+            if apart:
+                user_grad[part] -= rest_P1 * candidates_CD[target_P]
+                candidates_grad.index_add_(0, target_P, -rest_P1 * user_ND[part])
             if logit_grad is not None:
-                logit_grad[mine] = chance_PC.view(-1)[places].float()
+                logit_grad[mine] = chance_PW.view(-1)[places].float()
         ctx.save_for_backward(user_grad, candidates_grad, logit_grad)
         return loss
 
@@ -130,6 +152,20 @@ class _Softmax(torch.autograd.Function):
         user_grad, candidates_grad, logit_grad = ctx.saved_tensors
         of_links = None if logit_grad is None else logit_grad * grad
         return user_grad * grad, candidates_grad * grad, None, None, None, None, of_links
+
+
+def _link_places(
+    links: Links, part: slice, target_P: Tensor, shared: int, *, apart: bool
+) -> tuple[slice | Tensor, Tensor]:
+    """Which links add to the scores of some steps, and their places in these scores, end to end; int64."""
+    mine, row_M = links.of_steps(part)
+    candidate_M = links.candidate_M[mine]
+    if not apart:
+        return mine, row_M * shared + candidate_M
+    column_M = torch.where(candidate_M == target_P[row_M], shared, candidate_M)
+    # Of a candidate that is a target alone, only the step whose target it is hears.
+    kept = ((candidate_M < shared) | (column_M == shared)).nonzero().squeeze(1)
+    return mine.start + kept, row_M[kept] * (shared + 1) + column_M[kept]
 
 
 def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N: Tensor, count: int) -> Tensor:

@@ -125,7 +125,7 @@ class SequenceReader:
             places_N,
             None if chosen.whole else np.arange(chosen.candidates),
             targets_N,
-            bias_C=chosen.bias_C,
+            bias_S=chosen.bias_S,
             negatives_N=negatives_N,
             links=links,
             share=share,
@@ -160,15 +160,15 @@ class SequenceReader:
             everywhere = gather_slices(self.values, self.offsets[rows] + 1, self.offsets[rows + 1])[0]
             candidates = np.unique(np.concatenate([everywhere, drawn]))
             missed = draws * np.log1p(-1 / total) + share.targets * np.log1p(-self._chance_I[candidates])
-            bias_C = -np.log(-np.expm1(missed))
+            bias_S = -np.log(-np.expm1(missed))
             most = self._most(rows, candidates)
         else:
-            candidates = np.unique(np.concatenate([following, drawn]))
-            logq = np.log(-np.expm1(draws * np.log1p(-1 / total)))
-            bias_C = np.where(np.isin(candidates, drawn), -logq, -np.inf)
-            most = self._most(rows, np.unique(drawn))
-        items_U, bias_C = _with_others(candidates, items), bias_C.astype(np.float32)
-        return _Chosen(items_U, len(candidates), most, bias_C, None, whole=False)
+            sample = np.unique(drawn)
+            candidates = _with_others(sample, following)
+            bias_S = np.full(len(sample), -np.log(-np.expm1(draws * np.log1p(-1 / total))))
+            most = self._most(rows, sample)
+        items_U, bias_S = _with_others(candidates, items), bias_S.astype(np.float32)
+        return _Chosen(items_U, len(candidates), most, bias_S, None, whole=False)
 
     def _most(self, rows: np.ndarray, common: np.ndarray, negatives: np.ndarray | None = None) -> int:
         """How many items the rank looks up that has most, where their number matters; 0 where it does not.
@@ -225,7 +225,8 @@ class _Chosen:
     most: int
     """Of the items of any rank, and so many are looked up, the last of them index 0: a row-wise EmbeddingBagCollection
     wants as many on every rank (see `Place.equal_part`)."""
-    bias_C: np.ndarray | None
+    bias_S: np.ndarray | None
+    """Of the first S candidates; the others are targets alone."""
     negatives_N: np.ndarray | None
     """Items."""
     whole: bool

@@ -125,7 +125,8 @@ COLUMNS = ("recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "coverage@10")
 def systems(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Title → metrics of everything that was judged on the next item, baselines first."""
     baselines = {name.replace("_", "-"): found for name, found in results["baselines"].items()}
-    return {**baselines, "retriever": results["retrieval"], "retriever + ranker": results["system"]}
+    exhaustive = {"retriever, exhaustive": results["exhaustive"]} if "exhaustive" in results else {}
+    return {**baselines, **exhaustive, "retriever": results["retrieval"], "retriever + ranker": results["system"]}
 
 
 def next_item_table(results: dict[str, Any]) -> Table:

@@ -21,7 +21,10 @@ class RetrievalLoss(Settings):
     negatives: int = Field(default=1024, gt=0)
     """Items sampled for a batch, all as likely, if sampled."""
     in_batch: bool = False
-    """Whether the next items of other steps are negatives too, if sampled (mixed negatives: Yang et al., WWW 2020)."""
+    """Whether the next items of other steps are negatives too, if sampled (mixed negatives: Yang et al., WWW 2020).
+
+    Their correction is that of items that come by chance; those of a step's own window come with it in any case, and
+    are taken for a little more likely than they should be, as usual."""
 
     @model_validator(mode="after")
     def _check(self) -> "RetrievalLoss":

@@ -38,7 +38,7 @@ class Config(sequential.Config):
     path_loss: float = Field(default=0.2, ge=0)
     """Weight of the log-loss of the paths to next items."""
     commitment: float = Field(default=0.05, ge=0)
-    """Weight of the squared distance between item vectors and the sums of their codes."""
+    """Weight of the squared distance between item vectors and the sums of their codes, in steps in which these move."""
     follow_every: int = Field(default=8, gt=0)
     """Steps from one time that the codes follow the item vectors to the next."""
 
@@ -61,7 +61,7 @@ class Hierarchical(sequential.Sequential):
         if batch.share.step % self.follow_every == 0 or not self.quantizer.get_buffer("started"):
             sequences = batch.sequences
             # What was drawn for all ranks; a target that was not is known to one of them alone.
-            common_CD = vectors_CD[sequences["bias"] > -torch.inf] if "bias" in sequences else vectors_CD
+            common_CD = vectors_CD[: len(sequences["bias"])] if "bias" in sequences else vectors_CD
             _, _, commitment = self.quantizer(common_CD, everywhere="negatives" not in sequences)
         else:
             commitment = vectors_CD.new_zeros(())

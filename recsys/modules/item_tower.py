@@ -69,7 +69,8 @@ class ItemTower(nn.Module):
         if self.neighbours:
             near = embedded[NEIGHBOURS]
             item_M = torch.arange(len(v_UD), device=v_UD.device).repeat_interleave(near.lengths())
-            sum_UD = torch.zeros_like(v_UD).index_add(0, item_M, near.values())
+            near_MD = near.values() * (items[NEIGHBOURS].values() > 0).unsqueeze(1)
+            sum_UD = torch.zeros_like(v_UD).index_add(0, item_M, near_MD)
             v_UD = v_UD + self.neighbour_scale * sum_UD / near.lengths().clamp(min=1).unsqueeze(1)
         return normalize(v_UD, dim=1) if self.unit else v_UD
 
