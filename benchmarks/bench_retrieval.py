@@ -38,7 +38,8 @@ SMALL = ["--retriever.model.dim", "64", "--retriever.model.blocks", "1", "--retr
 VARIANTS: dict[str, list[str]] = {
     "as it is": [],
     "fp32": ["--retriever.train.precision", "fp32"],
-    "sampled softmax": ["--retriever.loss.kind", "sampled", "--retriever.loss.negatives", "256"],
+    "full softmax": ["--retriever.loss.kind", "full"],
+    "256 negatives, as the peer": ["--retriever.loss.negatives", "256"],
     "no worker": ["--retriever.train.workers", "0"],
 }
 EPOCHS = 3

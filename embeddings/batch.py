@@ -1,6 +1,6 @@
 """Batches, and the only code that turns Arrow columns into KeyedJaggedTensors.
 
-B batch, F dense features, N ids in all (jagged).
+B batch, F dense features, N ids in all (jagged), U items, V numbers that describe one.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,16 @@ class Share:
     """History tokens in the global batch."""
 
 
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of U items."""
+
+    ids: KeyedJaggedTensor
+    """A key each, stride U; see `embeddings.catalogue`."""
+    numbers: Tensor | None
+    """float32 [U, V]; None where there are none."""
+
+
 @dataclass(eq=False)
 class Batch(Pipelineable):
     """One rank's part of a global batch; what a model does not use is None."""
@@ -42,6 +52,8 @@ class Batch(Pipelineable):
     """Pooled features, keys in the schema's order, stride B; weights where some bag has them."""
     items: KeyedJaggedTensor | None = None
     """What is known of the U items that `sequences` speaks of, from `embeddings.catalogue`; stride U."""
+    item_numbers: Tensor | None = None
+    """Likewise, as numbers: float32 [U, V]."""
     sequences: dict[str, Tensor] | None = None
     """Histories, jagged and time-ordered: see `embeddings.histories`."""
     dense: Tensor | None = None
@@ -52,6 +64,12 @@ class Batch(Pipelineable):
     """float32 [B]; None: all 1."""
     share: Share | None = None
     """Place in the global batch; None outside of training."""
+
+    @property
+    def known(self) -> Known:
+        """What is known of the items of `sequences`."""
+        assert self.items is not None
+        return Known(self.items, self.item_numbers)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """A copy on `device`."""

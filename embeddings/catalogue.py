@@ -4,9 +4,10 @@
         catalogue.json           names and rows of the content, the graph's config
         trained.npy              bool [I + 1]: whether the training part has met the item
         <content>.ids.npy, <content>.offsets.npy
+        numbers.npy              float32 [I + 1, V], where there are some
         graph.npz                see `features.graph`
 
-I items of the catalogue, whose indices are 1 … I; U of them are looked up at a time.
+I items of the catalogue, whose indices are 1 … I; U of them are looked up at a time; V numbers describe each.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import jagged
+from embeddings.batch import Known, jagged
 from embeddings.links import Walk
 from features import manifest
 from features._hash import splitmix64
@@ -46,7 +47,7 @@ class Config(Settings):
     """The section [retriever.items]."""
 
     content: tuple[str, ...] = ()
-    """Sparse and bag features of the item, from [[features]], that are part of its vector."""
+    """Features of the item, from [[features]], that are part of its vector, whatever their kind."""
     graph: GraphConfig | None = None
     """The co-interaction graph; None: there is none."""
     links: bool = True
@@ -79,32 +80,35 @@ class Shape:
     items: int
     """How many there are: I."""
     content: Mapping[str, int]
-    """Rows of the table of each."""
+    """Rows of the table of each sparse and bag feature."""
     neighbours: int
     """Of an item, at most."""
     links: bool
     """Whether the graph adds to scores."""
+    numbers: int = 0
+    """Of an item's dense and vector features, all together: V."""
 
     @classmethod
     def of(cls, schema: Schema, config: Config) -> Self:
         """What `config` makes of a split.
 
         Raises:
-            InputError: a name in `content` is no sparse or bag feature of the item.
+            InputError: a name in `content` is no feature of the item, or one that the retriever cannot use.
         """
-        known = {
-            spec.name: spec.rows
-            for spec in schema.embedded
+        specs = {
+            spec.name: spec
+            for spec in schema.features
             if spec.source.startswith("item.") and spec.source != "item.index"
         }
-        specs = {spec.name: spec for spec in schema.embedded}
         rows: dict[str, int] = {}
         for name in config.content:
-            if name not in known:
+            if name not in specs:
                 raise InputError(
-                    f"retriever.items.content names '{name}', which is no sparse or bag feature of the item (there "
-                    f"are: {', '.join(known) or 'none'}); declare it in [[features]] with a source item.…"
+                    f"retriever.items.content names '{name}', which is no feature of the item (there are: "
+                    f"{', '.join(specs) or 'none'}); declare it in [[features]] with a source item.…"
                 )
+            if specs[name].kind in ("dense", "vector"):
+                continue
             if specs[name].params.get("unbounded"):
                 raise InputError(
                     f"retriever.items.content names '{name}', whose ids have no bound; name a feature of bounded ids"
@@ -114,10 +118,11 @@ class Shape:
                     f"retriever.items.content names '{name}', whose ids have weights ({specs[name].weights}), which "
                     "the retriever does not know; declare the bag again without weights, and name that"
                 )
-            found = known[name]
+            found = specs[name].rows
             assert found is not None, f"{name} has not been fitted"
             rows[name] = found
-        return cls(schema.items, rows, config.neighbours, config.graph is not None and config.links)
+        numbers = sum(specs[name].width or 1 for name in config.content if name not in rows)
+        return cls(schema.items, rows, config.neighbours, config.graph is not None and config.links, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +169,8 @@ class Catalogue:
     """How many of an item's neighbours `lookup` gives."""
     recency: float | None = None
     """Of `embeddings.links`; None: the graph adds nothing to scores."""
+    numbers: np.ndarray | None = None
+    """float32 [I + 1, V]: dense and vector features, end to end."""
 
     @classmethod
     def of(cls, encoder: Encoder, windows: pl.Series, config: Config) -> Self:
@@ -186,13 +193,18 @@ class Catalogue:
         trained = np.bincount(values, minlength=shape.items + 1) > 0
         trained[0] = False
         graph = None if config.graph is None else Graph.of(values, lengths, shape.items, config.graph)
-        return cls(trained, content, graph, config.neighbours, config.recency if shape.links else None)
+        found = [encoder.items[name].to_numpy() for name in config.content if name not in content]
+        numbers = None
+        if found:
+            numbers = np.concatenate([column.reshape(shape.items + 1, -1) for column in found], 1, dtype=np.float32)
+        return cls(trained, content, graph, config.neighbours, config.recency if shape.links else None, numbers)
 
     @property
     def shape(self) -> Shape:
         """What a model for it is built from."""
         rows = {name: content.rows for name, content in self.content.items()}
-        return Shape(self.items, rows, self.neighbours, links=self.recency is not None)
+        numbers = 0 if self.numbers is None else self.numbers.shape[1]
+        return Shape(self.items, rows, self.neighbours, links=self.recency is not None, numbers=numbers)
 
     def walk(self) -> Walk | None:
         """What asks the graph; None where it adds nothing to scores."""
@@ -217,6 +229,8 @@ class Catalogue:
         for name, content in self.content.items():
             np.save(folder / f"{name}.ids.npy", content.ids)
             np.save(folder / f"{name}.offsets.npy", content.offsets)
+        if self.numbers is not None:
+            np.save(folder / "numbers.npy", self.numbers)
         if self.graph is not None:
             self.graph.save(folder / "graph.npz")
 
@@ -232,13 +246,15 @@ class Catalogue:
         }
         config = facts["graph"]
         graph = None if config is None else Graph.load(folder / "graph.npz", GraphConfig.model_validate(config))
-        return cls(np.load(folder / "trained.npy"), content, graph, facts["neighbours"], facts["recency"])
+        path = folder / "numbers.npy"
+        numbers = np.load(path, mmap_mode="r") if path.exists() else None
+        return cls(np.load(folder / "trained.npy"), content, graph, facts["neighbours"], facts["recency"], numbers)
 
-    def lookup(self, items_U: np.ndarray, noise: Noise | None = None) -> KeyedJaggedTensor:
-        """What is known of some items, a key each.
+    def lookup(self, items_U: np.ndarray, noise: Noise | None = None) -> Known:
+        """What is known of some items.
 
-        `item`: the row of its embedding, 0 for an item that training has not met; `neighbours`: rows of the items that
-        the graph joins it to, if those are used; and the ids of each content.
+        Keys are `item`: the row of its embedding, 0 for an item that training has not met; `neighbours`: rows of the
+        items that the graph joins it to, if those are used; and a key for the ids of each content.
 
         Args:
             items_U: indices; int64.
@@ -253,14 +269,15 @@ class Catalogue:
         for name, content in self.content.items():
             start, end = content.offsets[items_U], content.offsets[items_U + 1]
             parts[name] = gather_slices(content.ids, start, end)[0], end - start
-        return KeyedJaggedTensor(
+        ids = KeyedJaggedTensor(
             keys=list(parts),
             values=torch.from_numpy(np.concatenate([ids for ids, _ in parts.values()], dtype=np.int64)),
             lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in parts.values()])),
         )
+        return Known(ids, None if self.numbers is None else torch.from_numpy(self.numbers[items_U]))
 
     @cached_property
-    def whole(self) -> KeyedJaggedTensor:
+    def whole(self) -> Known:
         """`lookup` of the whole catalogue, 1 … I."""
         # It may be asked for first where nothing is trained, and be needed later where something is.
         with torch.inference_mode(mode=False):

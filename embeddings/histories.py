@@ -10,9 +10,8 @@ from typing import Self
 import numpy as np
 import polars as pl
 import torch
-from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import Batch, Share, jagged
+from embeddings.batch import Batch, Known, Share, jagged
 from features.slices import gather_slices
 
 
@@ -92,7 +91,7 @@ class Links:
 
 def retrieval_batch(
     histories: Histories,
-    items: KeyedJaggedTensor,
+    items: Known,
     places_N: np.ndarray,
     candidates_C: np.ndarray | None = None,
     targets_N: np.ndarray | None = None,
@@ -142,4 +141,4 @@ def retrieval_batch(
         tensors["link_candidates"] = torch.from_numpy(links.candidates)
         tensors["link_values"] = torch.from_numpy(links.values)
     labels = {"next_item": torch.from_numpy(targets_N.astype(np.int64))} if targets_N is not None else None
-    return Batch(items=items, sequences=tensors, labels=labels, share=share)
+    return Batch(items=items.ids, item_numbers=items.numbers, sequences=tensors, labels=labels, share=share)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import Batch, Share, jagged
+from embeddings.batch import Batch, Known, Share, jagged
 from embeddings.catalogue import Catalogue, Noise
 from embeddings.histories import Histories, retrieval_batch
 from features.slices import gather_slices
@@ -132,11 +131,11 @@ class SequenceReader:
         )
 
     @cached_property
-    def _whole(self) -> KeyedJaggedTensor:
+    def _whole(self) -> Known:
         """Of all that training meets."""
         return self.catalogue.lookup(self.trained)
 
-    def _lookup(self, chosen: "_Chosen", step: int) -> KeyedJaggedTensor:
+    def _lookup(self, chosen: "_Chosen", step: int) -> Known:
         if chosen.whole and not self.cold and not self.neighbours:
             return self._whole
         items_U = np.pad(chosen.items_U, (0, max(0, chosen.most - len(chosen.items_U))))

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchrec import KeyedJaggedTensor
 
-from embeddings.batch import Batch
+from embeddings.batch import Batch, Known
 from embeddings.catalogue import Catalogue, Content
 from embeddings.histories import Histories, retrieval_batch
 from features.graph import Config as GraphConfig
@@ -43,6 +42,7 @@ def catalogue(
     graph: GraphConfig | None = None,
     neighbours: int = 0,
     recency: float | None = None,
+    numbers: int = 0,
 ) -> Catalogue:
     """Items 1 … `items`.
 
@@ -53,6 +53,7 @@ def catalogue(
         graph: of `met`.
         neighbours: that are looked up.
         recency: of links; None: there are none.
+        numbers: that describe each item, drawn at random.
     """
     values, lengths = flat(met)
     trained = np.isin(np.arange(items + 1), values) if len(values) else np.arange(items + 1) > 0
@@ -62,7 +63,8 @@ def catalogue(
         ids, count = flat([[], *lists])
         known[name] = Content(ids.astype(np.int32), np.concatenate([[0], np.cumsum(count)]), int(ids.max()) + 1)
     made = None if graph is None else Graph.of(values, lengths, items, graph)
-    return Catalogue(trained, known, made, neighbours, recency)
+    drawn = np.random.default_rng(0).normal(size=(items + 1, numbers)).astype(np.float32) if numbers else None
+    return Catalogue(trained, known, made, neighbours, recency, drawn)
 
 
 def questions(known: Catalogue, past: Histories, **more: Any) -> Batch:
@@ -72,12 +74,13 @@ def questions(known: Catalogue, past: Histories, **more: Any) -> Batch:
     return retrieval_batch(past, known.whole, past.items_N - 1, **{"links": links, **more})
 
 
-def looked_up(items: KeyedJaggedTensor) -> dict[str, list[list[int]]]:
-    """Key → ids of each item."""
-    return {
-        name: [ids.tolist() for ids in items[name].values().split(items[name].lengths().tolist())]
-        for name in items.keys()  # noqa: SIM118 - it is no mapping
+def looked_up(known: Known) -> dict[str, list[list[float]]]:
+    """Key → ids of each item; and `numbers`, if there are some."""
+    found = {
+        name: [ids.tolist() for ids in known.ids[name].values().split(known.ids[name].lengths().tolist())]
+        for name in known.ids.keys()  # noqa: SIM118 - a KeyedJaggedTensor is no mapping
     }
+    return found if known.numbers is None else found | {"numbers": known.numbers.tolist()}
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:

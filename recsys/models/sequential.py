@@ -48,9 +48,8 @@ class Sequential(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`user_ND`: the user after each step; `candidates_CD`: the batch's candidates; `link_M`: what links add."""
-        assert batch.items is not None
         assert batch.sequences is not None
-        v_UD = self.item_tower(batch.items)
+        v_UD = self.item_tower(batch.known)
         user_ND = self.encoder(v_UD.index_select(0, batch.sequences["history"]), batch.sequences, batch.share)
         if self.temperature is not None:
             user_ND = normalize(user_ND, dim=1) / self.temperature

@@ -50,9 +50,8 @@ class TwoTower(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`user_ND`: the user after each step; `candidates_CD`: the batch's candidates; `link_M`: what links add."""
-        assert batch.items is not None
         assert batch.sequences is not None
-        v_UD = self.item_tower(batch.items)
+        v_UD = self.item_tower(batch.known)
         step_ND = v_UD.index_select(0, batch.sequences["history"])
         mean_ND = self.history(step_ND, batch.sequences["lengths"], batch.share)
         if "candidates" in batch.sequences:

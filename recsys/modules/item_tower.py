@@ -1,5 +1,7 @@
 """What an item is: its own embedding, its content, its neighbours in the graph, added up.
 
+Content are the mean embedding of each sparse or bag feature, and a linear map of all numbers.
+
 Neighbours are those of LightGCN (He et al., SIGIR 2020): the mean of their embeddings, one hop, no weights but a scale
 that is learned. An item that training has not met has no embedding, and is known by its content and its neighbours.
 
@@ -10,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, KeyedJaggedTensor, PoolingType
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, EmbeddingCollection, PoolingType
 
+from embeddings.batch import Known
 from embeddings.catalogue import ITEM, NEIGHBOURS, Catalogue, Shape, content_table
 from embeddings.tables import item_table
 
@@ -54,9 +57,13 @@ class ItemTower(nn.Module):
                 ],
                 device=device,
             )
+        self.numbers = nn.Linear(shape.numbers, dim, bias=False) if shape.numbers else None
+        if self.numbers is not None:
+            nn.init.zeros_(self.numbers.weight)  # as the tables of content
 
-    def forward(self, items: KeyedJaggedTensor) -> Tensor:
+    def forward(self, known: Known) -> Tensor:
         """v_UD."""
+        items = known.ids
         embedded = self.sparse_arch(items)
         # Row 0 is no embedding: an item that has none is its content and its neighbours.
         v_UD = embedded[ITEM].values() * (items[ITEM].values() > 0).unsqueeze(1)
@@ -66,6 +73,9 @@ class ItemTower(nn.Module):
             for name in self.content:
                 length_U1 = lengths[items.keys().index(name)].clamp(min=1).unsqueeze(1)
                 v_UD = v_UD + pooled[name] / length_U1
+        if self.numbers is not None:
+            assert known.numbers is not None
+            v_UD = v_UD + self.numbers(known.numbers)
         if self.neighbours:
             near = embedded[NEIGHBOURS]
             item_M = torch.arange(len(v_UD), device=v_UD.device).repeat_interleave(near.lengths())

@@ -70,6 +70,7 @@ def described() -> Catalogue:
         graph=GraphConfig(gap=2, shrinkage=1.0),
         neighbours=3,
         recency=0.5,
+        numbers=2,
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 
-from embeddings.batch import Columns, Share, jagged, ranking_batch
+from embeddings.batch import Columns, Known, Share, jagged, ranking_batch
 from embeddings.histories import Histories, Links, retrieval_batch
 from embeddings.tables import bag_tables, means
 from features.schema import FeatureSpec, Schema
@@ -229,10 +229,12 @@ def test_histories_are_read_from_a_table():
 
 
 def test_a_retrieval_batch_says_only_what_is_asked():
-    known = KeyedJaggedTensor(keys=["item"], values=torch.arange(5), lengths=torch.ones(5, dtype=torch.int64))
+    ids = KeyedJaggedTensor(keys=["item"], values=torch.arange(5), lengths=torch.ones(5, dtype=torch.int64))
+    known = Known(ids, None)
     places_N = np.array([0, 1, 2, 0, 3])
     least = retrieval_batch(PAST, known, places_N)
-    assert least.items is known
+    assert least.items is ids
+    assert least.item_numbers is None
     assert least.labels is None
     assert least.sequences is not None
     assert {name: tensor.tolist() for name, tensor in least.sequences.items()} == {

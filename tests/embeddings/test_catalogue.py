@@ -29,18 +29,21 @@ KNOWN = catalogue(
     graph=GraphConfig(shrinkage=1.0),
     neighbours=2,
     recency=0.5,
+    numbers=2,
 )
 
 
 def test_lookup_gives_row_neighbours_and_content():
     found = KNOWN.lookup(np.array([6, 2, 4]))
-    assert found.values().dtype == torch.int64
+    assert found.ids.values().dtype == torch.int64
+    assert KNOWN.numbers is not None
     assert looked_up(found) == {
         "item": [[0], [2], [4]],
         # 2 meets 1 and 3 three times each, and 4 each once; 3 says more, for it was met less often.
         "neighbours": [[], [3, 1], [3, 1]],
         "genres": [[3], [], [1]],
         "brand": [[2], [0], [2]],
+        "numbers": KNOWN.numbers[[6, 2, 4]].tolist(),
     }
 
 
@@ -57,6 +60,7 @@ SCHEMA = Schema(
         FeatureSpec(name="genres", kind="bag", source="item.genres", transform="lookup", rows=9),
         FeatureSpec(name="brand", kind="sparse", source="item.brand", transform="lookup", rows=5),
         FeatureSpec(name="price", kind="dense", source="item.price", transform="numeric"),
+        FeatureSpec(name="words", kind="vector", source="item.title", transform="text", width=2),
         FeatureSpec(name="device", kind="sparse", source="request.device", transform="lookup", rows=3),
     ),
     label="like",
@@ -67,8 +71,19 @@ ENCODER = Encoder(
     SCHEMA,
     {},
     pl.DataFrame(
-        {"index": [0, 1, 2, 3], "genres": [[0], [4, 8], [], [1]], "brand": [0, 4, 1, 2]},
-        schema_overrides={"genres": pl.List(pl.Int32), "brand": pl.Int32},
+        {
+            "index": [0, 1, 2, 3],
+            "genres": [[0], [4, 8], [], [1]],
+            "brand": [0, 4, 1, 2],
+            "price": [0.0, 1.5, -1.0, 0.5],
+            "words": [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+        },
+        schema_overrides={
+            "genres": pl.List(pl.Int32),
+            "brand": pl.Int32,
+            "price": pl.Float32,
+            "words": pl.Array(pl.Float32, 2),
+        },
     ),
     pl.DataFrame(),
 )
@@ -95,11 +110,17 @@ def test_it_is_made_of_what_prepare_has_written():
     near = Config(graph=GraphConfig(), neighbours=2, links=False)
     assert Catalogue.of(ENCODER, WINDOWS, near).walk() is None
     assert Catalogue.of(ENCODER, WINDOWS, near).shape == Shape.of(SCHEMA, near) == Shape(3, {}, 2, links=False)
+    numbers = Config(content=("words", "price"))
+    described = Catalogue.of(ENCODER, WINDOWS, numbers)
+    assert looked_up(described.whole)["numbers"] == [[1.0, 2.0, 1.5], [3.0, 4.0, -1.0], [5.0, 6.0, 0.5]]
+    assert described.shape == Shape.of(SCHEMA, numbers) == Shape(3, {}, 0, links=False, numbers=3)
 
 
-@pytest.mark.parametrize("name", ["item_id", "device", "price", "colour"])
+@pytest.mark.parametrize("name", ["item_id", "device", "colour"])
 def test_content_that_describes_no_item_is_refused(name: str):
-    with pytest.raises(InputError, match=rf"retriever\.items\.content names '{name}'.*there are: genres, brand"):
+    with pytest.raises(
+        InputError, match=rf"retriever\.items\.content names '{name}'.*there are: genres, brand, price, words"
+    ):
         Shape.of(SCHEMA, Config(content=(name,)))
 
 

@@ -161,8 +161,8 @@ def test_ranks_look_up_as_many_items_where_these_have_bags(windows: Path, kind: 
         counts = [len(items_of(batch)) for batch in bare]
         uneven += len(set(counts)) > 1
         for one, other in zip(padded, bare, strict=True):
-            assert looked_up(one.items)["item"] == [
-                *looked_up(other.items)["item"],
+            assert looked_up(one.known)["item"] == [
+                *looked_up(other.known)["item"],
                 *[[0]] * (max(counts) - len(items_of(other))),
             ]
             one.items = other.items
@@ -250,7 +250,7 @@ def test_items_are_taken_for_new_ones_on_all_ranks_alike(windows: Path, kind: st
     for steps in zip(*(r.epoch(0) for r in (*noisy, *calm)), strict=True):
         fate: dict[int, tuple[int, list[int]]] = {}
         for ours, theirs in zip(steps[:2], steps[2:], strict=True):
-            rows, lookups = items_of(theirs), looked_up(ours.items)
+            rows, lookups = items_of(theirs), looked_up(ours.known)
             for item, row, near in zip(rows, items_of(ours), lookups["neighbours"], strict=True):
                 assert row in (0, item)
                 assert len(near) <= 2
@@ -338,7 +338,7 @@ def test_questions_are_spread_over_the_file_and_asked_once(windows: Path, tmp_pa
     for rank in range(world):
         for batch, past, target_B in NextItemReader(path, known, BATCH, 25, Place(rank, world)):
             found = sequences_of(batch)
-            assert batch.items is known.whole
+            assert batch.items is known.whole.ids
             assert batch.labels is None
             assert batch.sequences is not None
             assert past.lengths_B.tolist() == found["lengths"].tolist() == [1 + (i - 1) % 3 for i in target_B]
