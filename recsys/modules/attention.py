@@ -6,7 +6,6 @@ causal mask hides them. Batches are sorted by length, so that little is padded.
 B histories, T longest of them, N steps in all, D width, H heads, A width of a head, K time buckets.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +21,9 @@ Kind = Literal["softmax", "gated", "hstu"]
 TIME_BUCKETS = 64
 """Of gaps in time: one for each half of a power of two of seconds."""
 
+FUTURE = -1e4
+"""Added to the attention on what follows: exactly nothing is left of it by a softmax or a SiLU, in bf16 too."""
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -36,7 +38,8 @@ class Steps:
     share: Share | None
     """Of the global batch; None outside of training."""
     bucket_BTT: Tensor | None
-    """int64: bucket of the time between what a step asks for and each step before it; None: there are no times."""
+    """int32: bucket of the time between what a step asks for and each step before it, TIME_BUCKETS for those that
+    follow; None: there are no times."""
 
     def padded(self, x_NK: Tensor) -> Tensor:
         """[N, K] → [B, T, K], zeros behind the last step of each."""
@@ -72,13 +75,19 @@ def steps_of(
     history_N = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(lengths_B)
     time_BT, asked_BT = torch.zeros(2, len(lengths_B), most, dtype=torch.int64, device=lengths_B.device)
     time_BT[history_N, number_N], asked_BT[history_N, number_N] = times_N, asked_N
-    return Steps(offsets_B1, most, number_N, share, time_bucket(asked_BT.unsqueeze(2) - time_BT.unsqueeze(1)))
+    bucket_BTT = time_bucket(asked_BT.unsqueeze(2) - time_BT.unsqueeze(1))
+    return Steps(offsets_B1, most, number_N, share, bucket_BTT.masked_fill_(_future(most, bucket_BTT), TIME_BUCKETS))
 
 
 def time_bucket(gap: Tensor) -> Tensor:
-    """Milliseconds → a bucket that grows with the logarithm of the gap, as HSTU's; int64 of the same shape."""
+    """Milliseconds → a bucket that grows with the logarithm of the gap, as HSTU's; int32 of the same shape."""
     seconds = gap.clamp(min=0) / 1000
-    return (2 * torch.log2(seconds + 1)).long().clamp(max=TIME_BUCKETS - 1)
+    return (2 * torch.log2(seconds + 1)).int().clamp(max=TIME_BUCKETS - 1)
+
+
+def _future(longest: int, like: Tensor) -> Tensor:
+    """Whether a step lies after another; bool [T, T] on the device of `like`."""
+    return torch.ones(longest, longest, dtype=torch.bool, device=like.device).triu(1)
 
 
 class RelativeBias(nn.Module):
@@ -90,13 +99,17 @@ class RelativeBias(nn.Module):
         self.time_HK = nn.Parameter(torch.zeros(heads, TIME_BUCKETS)) if time else None
 
     def forward(self, steps: Steps) -> Tensor:
-        """[1, H, T, T], or [B, H, T, T] where there are times; what lies in the future is not for use."""
+        """[1, H, T, T], or [B, H, T, T] where there are times; FUTURE for steps that follow."""
         number_T = torch.arange(steps.longest, device=self.step_HT.device)
         back_TT = (number_T.unsqueeze(1) - number_T).clamp(min=0)
-        bias_BHTT = self.step_HT[:, back_TT].unsqueeze(0)
-        if self.time_HK is not None and steps.bucket_BTT is not None:
-            bias_BHTT = bias_BHTT + self.time_HK[:, steps.bucket_BTT].transpose(0, 1)
-        return bias_BHTT
+        step_HTT = self.step_HT[:, back_TT].masked_fill(_future(steps.longest, back_TT), FUTURE)
+        if self.time_HK is None or steps.bucket_BTT is None:
+            return step_HTT.unsqueeze(0)
+        # Head by head: the gradient of a selection from one row is a plain loop, and several times as fast.
+        time_HK = torch.cat([self.time_HK, self.time_HK.new_zeros(len(self.time_HK), 1)], dim=1)
+        bucket = steps.bucket_BTT.view(-1)
+        found = [row_K.index_select(0, bucket).view(steps.bucket_BTT.shape) for row_K in time_HK.unbind()]
+        return torch.stack(found, dim=1) + step_HTT
 
 
 class SoftmaxBlock(nn.Module):
@@ -157,8 +170,9 @@ class HSTUBlock(nn.Module):
         dim = x_ND.shape[1]
         gate_ND, vqk_N3D = silu(self.uvqk(self.norm(x_ND))).split((dim, 3 * dim), dim=1)
         v_BHTA, q_BHTA, k_BHTA = _heads(steps.padded(vqk_N3D), self.heads)
-        weight_BHTT = silu(q_BHTA @ k_BHTA.transpose(2, 3) + self.bias(steps)) / self.longest
-        attended_BTD = (weight_BHTT.tril() @ v_BHTA).transpose(1, 2).flatten(2)
+        bias_BHTT = self.bias(steps).to(q_BHTA.dtype)
+        weight_BHTT = silu(q_BHTA @ k_BHTA.transpose(2, 3) + bias_BHTT)
+        attended_BTD = (weight_BHTT @ v_BHTA).transpose(1, 2).flatten(2) / self.longest
         attended_ND = layer_norm(steps.jagged(attended_BTD), (dim,))
         return x_ND + self.out(self.dropout(gate_ND * attended_ND, steps.share))
 
@@ -169,9 +183,7 @@ def causal_attention(qkv_N3D: Tensor, steps: Steps, heads: int, bias_BHTT: Tenso
     if bias_BHTT is None:
         attended_BHTA = scaled_dot_product_attention(q_BHTA, k_BHTA, v_BHTA, is_causal=True)
     else:
-        future_TT = torch.full((steps.longest, steps.longest), -math.inf, device=q_BHTA.device).triu(1)
-        mask_BHTT = (bias_BHTT + future_TT).to(q_BHTA.dtype)
-        attended_BHTA = scaled_dot_product_attention(q_BHTA, k_BHTA, v_BHTA, attn_mask=mask_BHTT)
+        attended_BHTA = scaled_dot_product_attention(q_BHTA, k_BHTA, v_BHTA, attn_mask=bias_BHTT.to(q_BHTA.dtype))
     return steps.jagged(attended_BHTA.transpose(1, 2).flatten(2))
 
 
