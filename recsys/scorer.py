@@ -18,6 +18,7 @@ from recsys.index.protocol import Extras, Found, Lists
 from recsys.index.tree import Tree
 from recsys.losses import Links
 from recsys.models.hierarchical import Hierarchical
+from recsys.modules.path_scorer import Level
 
 
 class Scorer(Protocol):
@@ -89,11 +90,17 @@ class TreeSearcher:
         self.scorer, self.model, self.tree = scorer, scorer.model, tree
         self.beam, self.budget, self.path_weight = beam, budget, path_weight
 
+    @cached_property
+    def levels(self) -> list[Level]:
+        """The hierarchy's codes, as the path scorer wants them."""
+        with torch.inference_mode():
+            return self.model.levels()
+
     @torch.inference_mode()
     def search(self, histories: Histories, k: int, excluded: Lists) -> Found:
         """The best `k` items of each history, none of which is empty."""
         asked = self.scorer.ask(histories)
-        nodes = self.model.node_scores(asked.outputs, asked.batch)
+        nodes = self.model.node_scores(asked.outputs, asked.batch, self.levels)
         extras = None
         if asked.links is not None:
             links = asked.links

@@ -6,7 +6,7 @@ only the items at the ends of the best ones are scored (`recsys.index.tree`).
 
 After deep retrieval by learned paths (Gao et al., CIKM 2021, arXiv:2007.07203) and by codes of residual quantisation
 (TIGER: Rajput et al., NeurIPS 2023), with exact scores at the leaves; an item that is new gets a path from its vector.
-B users, T their longest history, C candidates, N history steps in all, D width.
+B users, T their longest history, C candidates, N history steps in all, I items, L levels, K codes of each, P nodes.
 """
 
 from typing import Literal
@@ -23,7 +23,7 @@ from embeddings.semantic_ids import ResidualQuantizer
 from recsys.index.tree import NodeScorer
 from recsys.models import sequential
 from recsys.modules.attention import steps_of
-from recsys.modules.path_scorer import PathScorer
+from recsys.modules.path_scorer import Asker, Level, PathScorer
 
 ROLE: Literal["retriever"] = "retriever"
 
@@ -66,32 +66,36 @@ class Hierarchical(sequential.Sequential):
         else:
             commitment = vectors_CD.new_zeros(())
         path_BL = self.quantizer.assign(vectors_CD[batch.labels["next_item"][last_B]].detach())
-        history = self.padded_history(outputs, batch)
+        asker, levels = self.asker(outputs, batch), self.levels()
         loss = vectors_CD.new_zeros(())
         for level in range(path_BL.shape[1]):
-            score_BPK = self.path_scorer(*history, self.quantizer, path_BL[:, None, :level])
+            score_BPK = self.path_scorer(asker, levels, path_BL[:, None, :level])
             loss = loss + cross_entropy(score_BPK.squeeze(1).float(), path_BL[:, level], reduction="sum")
         # Every rank commits the same candidates, or its own: a mean over ranks of means.
         share = len(last_B) / batch.share.rows
         return self.path_loss * loss / batch.share.rows + self.commitment * share * commitment
 
-    def padded_history(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(what the encoder made of each step [B, T, D], which steps are real [B, T], the user [B, D])."""
+    def asker(self, outputs: dict[str, Tensor], batch: Batch) -> Asker:
+        """What the users of a batch bring to the path scorer, after their last steps."""
         assert batch.sequences is not None
         lengths_B = batch.sequences["lengths"]
         steps = steps_of(lengths_B, None, None, None, self.encoder.max_history)
         real_BT = torch.arange(steps.longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
         user_ND = outputs["user_ND"]
-        return steps.padded(user_ND), real_BT, user_ND[steps.offsets_B1[1:] - 1]
+        return self.path_scorer.asker(steps.padded(user_ND), real_BT, user_ND[steps.offsets_B1[1:] - 1])
 
-    def node_scores(self, outputs: dict[str, Tensor], batch: Batch) -> NodeScorer:
+    def levels(self) -> list[Level]:
+        """What the codes bring to it; of a model that is not trained any more always the same."""
+        return self.path_scorer.levels(self.quantizer)
+
+    def node_scores(self, outputs: dict[str, Tensor], batch: Batch, levels: list[Level]) -> NodeScorer:
         """What a tree asks of the path scorer: log-probabilities of paths, added up from the root."""
-        history = self.padded_history(outputs, batch)
+        asker = self.asker(outputs, batch)
 
         @torch.inference_mode()
         def score(level: int, paths_BPl: np.ndarray, scores_BP: np.ndarray) -> np.ndarray:
             assert paths_BPl.shape[2] == level
-            found_BPK = self.path_scorer(*history, self.quantizer, torch.from_numpy(paths_BPl))
+            found_BPK = self.path_scorer(asker, levels, torch.from_numpy(paths_BPl))
             return (torch.log_softmax(found_BPK, dim=2) + torch.from_numpy(scores_BP).unsqueeze(2)).numpy()
 
         return score
