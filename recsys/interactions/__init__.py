@@ -1,0 +1,1 @@
+"""Interaction modules: what features say together. One file each, one contract, see `_contract`."""

@@ -1,0 +1,33 @@
+"""A multi-layer perceptron over all numbers of all features: interactions that have no formula."""
+
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from features.settings import Settings
+from recsys.interactions._contract import Interaction
+from recsys.modules.mlp import mlp
+
+
+class Config(Settings):
+    """The settings of one."""
+
+    layers: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
+    """Widths of its layers; the last is what comes out."""
+
+
+class Deep(Interaction):
+    """x_BFD → y_BK."""
+
+    def __init__(self, features: int, dim: int, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.mlp = mlp((features * dim, *layers), last_linear=False)
+        self.out_dim = layers[-1]
+
+    def forward(self, x_BFD: Tensor) -> Tensor:
+        """[B, F, D] → [B, K]."""
+        return self.mlp(x_BFD.flatten(1))
+
+
+def build(config: Config, features: int, dim: int) -> Deep:
+    """Of that many features of that width."""
+    return Deep(features, dim, config.layers)

@@ -1,0 +1,40 @@
+"""Factorisation machine over compressed features (Wukong: Zhang et al., ICML 2024, arXiv:2403.02545).
+
+The products of all pairs of features, F², are the most of what a wide schema computes. Projected to C features first,
+as DCNv2 and Wukong do, they are F · C, and linear in F.
+"""
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from features.settings import Settings
+from recsys.interactions._contract import Interaction
+
+
+class Config(Settings):
+    """The settings of one."""
+
+    rank: int = Field(default=8, gt=0)
+    """Features that all are projected to before they are multiplied: C."""
+
+
+class FactorisationMachine(Interaction):
+    """x_BFD → y_BK with K = F · C: products of the features with C mixtures of them."""
+
+    def __init__(self, features: int, rank: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(features, rank, bias=False)
+        self.norm = nn.LayerNorm(features * rank)
+        self.out_dim = features * rank
+
+    def forward(self, x_BFD: Tensor) -> Tensor:
+        """[B, F, D] → [B, K]."""
+        mixed_BDC = self.mix(x_BFD.transpose(1, 2))
+        return self.norm(torch.bmm(x_BFD, mixed_BDC).flatten(1))
+
+
+def build(config: Config, features: int, dim: int) -> FactorisationMachine:
+    """Of that many features; `dim` does not matter."""
+    del dim
+    return FactorisationMachine(features, config.rank)

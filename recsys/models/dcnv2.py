@@ -1,0 +1,55 @@
+"""Deep & cross network, version 2, in parallel (Wang et al., WWW 2021, arXiv:2008.13535): cross layers beside an MLP.
+
+B examples, F features, D their common width, K numbers of both parts.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from embeddings.batch import Batch
+from features.schema import Schema
+from features.settings import Settings
+from recsys.interactions.deep import Deep
+from recsys.modules.cross_network import CrossNetwork
+from recsys.modules.feature_arch import FeatureArch
+
+ROLE: Literal["ranker"] = "ranker"
+
+
+class Config(Settings):
+    """The section [ranker.model]."""
+
+    dense_layers: tuple[PositiveInt, ...] = Field(default=(64,), min_length=1)
+    """Hidden widths of the dense arch; its last layer has the embeddings' width."""
+    crosses: int = Field(default=3, gt=0)
+    """Cross layers."""
+    rank: int = Field(default=64, gt=0)
+    """Width between the two factors of their weights."""
+    deep_layers: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
+    """Widths of the MLP's layers."""
+
+
+class DCNV2(nn.Module):
+    """Features as vectors, crossed with themselves again and again, an MLP beside that."""
+
+    def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
+        super().__init__()
+        self.feature_arch = FeatureArch(schema, config.dense_layers, device)
+        features, dim = self.feature_arch.features, self.feature_arch.dim
+        self.cross_arch = CrossNetwork(features * dim, config.crosses, config.rank)
+        self.deep_arch = Deep(features, dim, config.deep_layers)
+        self.over_arch = nn.Linear(features * dim + self.deep_arch.out_dim, 1)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`logits_B`: the log-odds of the label."""
+        x_BFD = self.feature_arch(batch)
+        over_BK = torch.cat([self.cross_arch(x_BFD.flatten(1)), self.deep_arch(x_BFD)], dim=1)
+        return {"logits_B": self.over_arch(over_BK).squeeze(1)}
+
+
+def build(config: Config, schema: Schema, device: torch.device) -> DCNV2:
+    """The model for a schema; tables on `device`, which is meta for a model that is to be sharded."""
+    return DCNV2(config, schema, device)
