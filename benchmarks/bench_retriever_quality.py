@@ -35,22 +35,29 @@ from recsys.train import launch
 METRICS = ("recall@5", "recall@10", "ndcg@10")
 
 NO_GRAPH: dict[str, Any] = {"items": {"graph": None, "neighbours": 0}}
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "twice the width": {"model": {"dim": 256}},
-    "without the graph": NO_GRAPH,
-    "without content": {"items": {"content": ()}},
-    "ids alone": {"items": {"content": (), "graph": None, "neighbours": 0}},
-    "cold items, 10 %": {"items": {"cold": 0.1}},
-    "cosine, temperature 0.07": {"model": {"temperature": 0.07}},
-    "gated block": {"model": {"block": "gated"}},
-    "HSTU block": {"model": {"block": "hstu"}},
-    "full softmax": {"loss": {"kind": "full", "in_batch": False}},
-    "without the hierarchy": {"kind": "sequential"},
-    "with neighbours' embeddings": {"items": {"neighbours": 16, "drawn": 4}},
-    "two blocks": {"model": {"blocks": 2}},
-    "uniform negatives alone": {"loss": {"in_batch": False}},
-}
+
+
+def ablations(section: RetrieverConfig) -> dict[str, dict[str, Any]]:
+    """What is changed in each row; rows that would change nothing are not there."""
+    dim = section.model.get("dim", 64)
+    found: dict[str, dict[str, Any]] = {
+        "without the graph": NO_GRAPH,
+        "without content": {"items": {"content": ()}},
+        "ids alone": {"items": {"content": (), "graph": None, "neighbours": 0}},
+        "without the hierarchy": {"kind": "sequential"},
+        "twice the width": {"model": {"dim": 2 * dim}},
+        "two blocks": {"model": {"blocks": 2}},
+        "softmax block": {"model": {"block": "softmax"}},
+        "gated block": {"model": {"block": "gated"}},
+        "HSTU block": {"model": {"block": "hstu"}},
+        "cosine, temperature 0.07": {"model": {"temperature": 0.07}},
+        "full softmax": {"loss": {"kind": "full", "in_batch": False}},
+        "512 uniform negatives": {"loss": {"kind": "sampled", "negatives": 512, "in_batch": False}},
+        "512 uniform and in-batch negatives": {"loss": {"kind": "sampled", "negatives": 512, "in_batch": True}},
+        "cold items, 10 %": {"items": {"cold": 0.1}},
+        "with neighbours' embeddings": {"items": {"neighbours": 16, "drawn": 4}},
+    }
+    return {"whole": {}} | {name: parts for name, parts in found.items() if changed(section, parts) != section}
 
 
 def changed(section: RetrieverConfig, parts: dict[str, Any]) -> RetrieverConfig:
@@ -125,7 +132,7 @@ class Bench:
     def ablations(self, section: RetrieverConfig, only: list[str] | None) -> dict[str, Any]:
         """Validation metrics with one part changed at a time."""
         found: dict[str, Any] = {}
-        for name, parts in ABLATIONS.items():
+        for name, parts in ablations(section).items():
             if only and name not in only:
                 continue
             facts = self.train(changed(section, parts), "ablation")

@@ -47,7 +47,7 @@ class Config(Settings):
     """The section [retriever.items]."""
 
     content: tuple[str, ...] = ()
-    """Features of the item, from [[features]], that are part of its vector, whatever their kind."""
+    """Features of the item, from [[features]], that are part of its vector: ids of bounded number, numbers, vectors."""
     graph: GraphConfig | None = None
     """The co-interaction graph; None: there is none."""
     links: bool = True
@@ -185,6 +185,12 @@ class Catalogue:
             InputError: see `Shape.of`.
         """
         shape = Shape.of(encoder.schema, config)
+        for name in config.content:
+            if name not in encoder.items.columns:
+                raise InputError(
+                    f"retriever.items.content names '{name}', which depends on the moment of a request; name features "
+                    "that items have at any time"
+                )
         content: dict[str, Content] = {}
         for name, rows in shape.content.items():
             ids, lengths = jagged(encoder.items[name])

@@ -75,7 +75,8 @@ class RunConfig(Settings):
                 f"a train.batch_size of {rows} cannot be shared by launch.nproc = {self.launch.nproc}; raise it"
             )
         tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
-        tables |= {content_table(name) for name in self.retriever.items.content}
+        embedded = {feature.name for feature in self.features if feature.kind in ("sparse", "bag")}
+        tables |= {content_table(name) for name in self.retriever.items.content if name in embedded}
         named = [
             ("sharding.tables", self.sharding.tables),
             ("tables.overrides", self.tables.overrides),

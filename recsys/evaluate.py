@@ -114,8 +114,9 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
         float64 [Q]: 1 is first, inf where the item is not in the vocabulary or a tree has not found it; without a tree
         it is the rank in the whole catalogue, in which ties share their mean rank; int64 [Q, 10].
     """
+    order = _by_length(questions)
     ranks, lists = [], []
-    for part in questions.iter_slices(BATCH):
+    for part in questions[order].iter_slices(BATCH):
         requests = _requests(part, recommender.context_columns)
         histories = [recommender.store.history(request.user_id) for request in requests]
         target_B1 = part["item_index"].to_numpy()[:, None].astype(np.int64)
@@ -129,7 +130,13 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
             right_BR = (items_BR == target_B1) & (target_B1 > 0)
             ranks.append(np.where(right_BR.any(1), 1.0 + right_BR.argmax(1), np.inf))
             lists.append(np.pad(items_BR[:, :LIST], ((0, 0), (0, max(0, LIST - items_BR.shape[1])))))
-    return np.concatenate(ranks), np.concatenate(lists)
+    back = np.argsort(order)
+    return np.concatenate(ranks)[back], np.concatenate(lists)[back]
+
+
+def _by_length(questions: pl.DataFrame) -> np.ndarray:
+    """The order in which histories that are asked about together are of like length, and little is padded."""
+    return np.argsort(questions["items"].list.len().to_numpy(), kind="stable")
 
 
 def _first(score_BI: np.ndarray, count: int) -> np.ndarray:
@@ -142,9 +149,9 @@ def _first(score_BI: np.ndarray, count: int) -> np.ndarray:
 
 def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Place of each right item among all retrieved, as blended, inf where it is not; float64 [Q], int64 [Q, 10]."""
-    index = recommender.item_index
+    index, order = recommender.item_index, _by_length(questions)
     ranks, lists = [], []
-    for part in questions.iter_slices(BATCH):
+    for part in questions[order].iter_slices(BATCH):
         responses = recommender.recommend_many(
             _requests(part, recommender.context_columns, recommender.config.retrieved)
         )
@@ -152,7 +159,8 @@ def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.nd
             shown = [item.item_id for item in response.items]
             ranks.append(shown.index(target) + 1 if target in shown else np.inf)
             lists.append([index[item] for item in shown[:LIST]] + [0] * (LIST - len(shown)))
-    return np.array(ranks), np.array(lists)
+    back = np.argsort(order)
+    return np.array(ranks)[back], np.array(lists)[back]
 
 
 def _requests(questions: pl.DataFrame, context: tuple[str, ...], k: int = LIST) -> list[Request]:

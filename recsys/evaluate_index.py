@@ -37,7 +37,8 @@ def evaluate_index(searcher: TreeSearcher, questions: pl.DataFrame) -> dict[str,
     scorer = searcher.scorer
     right = np.zeros(2)
     agreed = scored = 0.0
-    for part in questions.iter_slices(_BATCH):
+    # Of like length together, so that little is padded.
+    for part in questions.sort(pl.col("items").list.len()).iter_slices(_BATCH):
         histories = Histories.of(part)
         target_B1 = part["item_index"].to_numpy()[:, None]
         exact_BK = best(scorer.scores(histories), histories)

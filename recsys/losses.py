@@ -162,10 +162,11 @@ def _link_places(
     candidate_M = links.candidate_M[mine]
     if not apart:
         return mine, row_M * shared + candidate_M
-    column_M = torch.where(candidate_M == target_P[row_M], shared, candidate_M)
+    own_M = candidate_M == target_P[row_M]
     # Of a candidate that is a target alone, only the step whose target it is hears.
-    kept = ((candidate_M < shared) | (column_M == shared)).nonzero().squeeze(1)
-    return mine.start + kept, row_M[kept] * (shared + 1) + column_M[kept]
+    kept = ((candidate_M < shared) | own_M).nonzero().squeeze(1)
+    column_M = torch.where(own_M, shared, candidate_M)
+    return mine.start + kept, (row_M * (shared + 1) + column_M)[kept]
 
 
 def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N: Tensor, count: int) -> Tensor:

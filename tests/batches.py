@@ -89,7 +89,8 @@ def tensors(batch: Batch) -> dict[str, Tensor]:
     for name in ("sparse", "items"):
         if (jagged := getattr(batch, name)) is not None:
             found |= {f"{name} values": jagged.values(), f"{name} lengths": jagged.lengths()}
-    return found | {name: getattr(batch, name) for name in ("dense", "weights") if getattr(batch, name) is not None}
+    plain = {name: getattr(batch, name) for name in ("item_numbers", "dense", "weights")}
+    return found | {name: tensor for name, tensor in plain.items() if tensor is not None}
 
 
 def assert_equal(found: list[Batch], expected: list[Batch]) -> None:

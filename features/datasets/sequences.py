@@ -4,6 +4,7 @@ There are no times: an event's timestamp is its position in the user's line. S3-
 https://arxiv.org/abs/2008.07873, whose files of the Amazon 5-core sets are in common use.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import cast
 
@@ -84,12 +85,17 @@ def _short(line: str) -> str:
 def _items(config: Config) -> pl.DataFrame | None:
     if config.attributes is None:
         return None
-    names = read_object(config.attribute_names) if config.attribute_names else {}
+    names = (
+        {key: str(name) for key, name in read_object(config.attribute_names).items()} if config.attribute_names else {}
+    )
+    # Two attributes of one name are still two.
+    times = Counter(names.values())
+    names = {key: name if times[name] == 1 else f"{name} ({key})" for key, name in names.items()}
     categories: dict[int, list[str]] = {}
     for item, attributes in read_object(config.attributes).items():
         if not (item.isdecimal() and isinstance(attributes, list)):
             raise InputError(f"{config.attributes}: {_short(item)} is not a whole number with a list; mend that entry")
-        categories[int(item)] = [str(names.get(str(a), a)) for a in cast("list[object]", attributes)]
+        categories[int(item)] = [names.get(str(a), str(a)) for a in cast("list[object]", attributes)]
     return pl.DataFrame(
         {"item_id": list(categories), "categories": list(categories.values())},
         schema={"item_id": pl.Int64, "categories": pl.List(pl.String)},

@@ -3,10 +3,11 @@
 B examples, F embedded features, D their common width.
 """
 
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
@@ -37,6 +38,12 @@ class Config(Settings):
     over_layers: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
     """Hidden widths of the over arch."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        for name, settings in self.interactions.items():
+            _module(name).Config(**settings)
+        return self
+
 
 class DHEN(nn.Module):
     """Features as vectors, layers of interactions, an MLP on top."""
@@ -60,9 +67,13 @@ def interactions(config: Config, features: int, dim: int) -> list[Interaction]:
     """One of each kind, for that many features of that width."""
     built: list[Interaction] = []
     for name, settings in config.interactions.items():
-        module = registry.load("recsys.interactions", name, "ranker.model.interactions")
+        module = _module(name)
         built.append(module.build(module.Config(**settings), features, dim))
     return built
+
+
+def _module(name: str) -> ModuleType:
+    return registry.load("recsys.interactions", name, "ranker.model.interactions")
 
 
 def build(config: Config, schema: Schema, device: torch.device) -> DHEN:

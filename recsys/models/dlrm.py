@@ -35,13 +35,17 @@ class DLRM(nn.Module):
         super().__init__()
         self.feature_arch = FeatureArch(schema, config.dense_layers, device)
         self.interaction_arch = Dot(self.feature_arch.features)
-        widths = (self.feature_arch.dim + self.interaction_arch.out_dim, *config.over_layers, 1)
+        beside = self.feature_arch.dim if schema.dense else 0
+        self.has_dense = bool(schema.dense)
+        widths = (beside + self.interaction_arch.out_dim, *config.over_layers, 1)
         self.over_arch = mlp(widths, last_linear=True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
         x_BFD = self.feature_arch(batch)
-        over_BK = torch.cat([x_BFD[:, 0], self.interaction_arch(x_BFD)], dim=1)
+        over_BK = self.interaction_arch(x_BFD)
+        if self.has_dense:
+            over_BK = torch.cat([x_BFD[:, 0], over_BK], dim=1)
         return {"logits_B": self.over_arch(over_BK).squeeze(1)}
 
 

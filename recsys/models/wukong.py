@@ -1,7 +1,7 @@
 """Wukong (Zhang et al., ICML 2024, arXiv:2403.02545): layers of factorisation machines beside linear compression.
 
 A layer's output features are C that its factorisation machine and an MLP make, and L that are mixtures of those it was
-given; a shortcut is added, and all is normalised. Each layer squares the order of the interactions.
+given; a shortcut is added, and all is normalised. Each layer doubles the order of the interactions.
 
 B examples, F features, D their common width, G = C + L vectors after a layer.
 """
@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from embeddings.batch import Batch
 from features.schema import Schema
 from features.settings import Settings
-from recsys.interactions.compression import Compression
-from recsys.interactions.fm import FactorisationMachine
 from recsys.modules.feature_arch import FeatureArch
 from recsys.modules.mlp import mlp
+from recsys.modules.wukong import WukongLayer
 
 ROLE: Literal["ranker"] = "ranker"
 
@@ -42,24 +41,6 @@ class Config(Settings):
     """Hidden widths of the over arch."""
 
 
-class Layer(nn.Module):
-    """x_BFD → y_BGD."""
-
-    def __init__(self, config: Config, features: int, dim: int) -> None:
-        super().__init__()
-        out = config.products + config.mixtures
-        self.machine = FactorisationMachine(features, config.rank)
-        self.products = mlp((self.machine.out_dim, config.hidden, config.products * dim), last_linear=True)
-        self.compression = Compression(features, dim, config.mixtures)
-        self.shortcut = nn.Identity() if features == out else Compression(features, dim, out)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x_BFD: Tensor) -> Tensor:
-        """[B, F, D] → [B, G, D]."""
-        products_BCD = self.products(self.machine(x_BFD)).view(len(x_BFD), -1, x_BFD.shape[2])
-        return self.norm(torch.cat([products_BCD, self.compression(x_BFD)], dim=1) + self.shortcut(x_BFD))
-
-
 class Wukong(nn.Module):
     """Features as vectors, layers, an MLP on top."""
 
@@ -68,7 +49,11 @@ class Wukong(nn.Module):
         self.feature_arch = FeatureArch(schema, config.dense_layers, device)
         dim, out = self.feature_arch.dim, config.products + config.mixtures
         widths = [self.feature_arch.features, *[out] * (config.layers - 1)]
-        self.interaction_arch = nn.Sequential(*(Layer(config, width, dim) for width in widths))
+
+        def layer(features: int) -> WukongLayer:
+            return WukongLayer(features, dim, config.products, config.mixtures, config.rank, config.hidden)
+
+        self.interaction_arch = nn.Sequential(*(layer(width) for width in widths))
         self.over_arch = mlp((out * dim, *config.over_layers, 1), last_linear=True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

@@ -37,9 +37,10 @@ def vectors() -> Vectors:
 
 
 def some_links() -> tuple[Tensor, Tensor, Tensor]:
-    """(offsets, candidates, logits) of rows of 0 to 6 links."""
+    """(offsets, candidates, logits) of rows of 0 to 12 links; half of the rows have one to each of the first items."""
     rng = np.random.default_rng(3)
     rows = [rng.permutation(ITEMS)[:count] for count in rng.integers(0, 7, STEPS)]
+    rows[::2] = [np.union1d(row, np.arange(5)) for row in rows[::2]]
     offsets = torch.from_numpy(np.cumsum([0, *(len(row) for row in rows)]))
     candidate_M = torch.from_numpy(np.concatenate(rows))
     return offsets, candidate_M, torch.rand(len(candidate_M), generator=torch.Generator().manual_seed(4)) * 3
@@ -53,7 +54,7 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("linked", [False, True], ids=["", "links"])
-@pytest.mark.parametrize("sampled", [None, ITEMS, ITEMS // 3], ids=["full", "bias", "sample"])
+@pytest.mark.parametrize("sampled", [None, ITEMS, ITEMS // 3, 2], ids=["full", "bias", "a third", "two"])
 def test_softmax_and_its_gradients_are_those_of_cross_entropy(vectors: Vectors, sampled: int | None, linked: bool):
     """Of a sample, with the candidates behind it left out of all scores but those of steps whose targets they are."""
     bias_C = None

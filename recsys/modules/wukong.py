@@ -1,0 +1,39 @@
+"""A layer of Wukong (Zhang et al., ICML 2024, arXiv:2403.02545): products of features beside mixtures of them.
+
+B examples, F features, D their width, C vectors made of products, G vectors in all.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from recsys.interactions.compression import Compression
+from recsys.interactions.fm import FactorisationMachine
+from recsys.modules.mlp import mlp
+
+
+class WukongLayer(nn.Module):
+    """x_BFD → y_BGD."""
+
+    def __init__(self, features: int, dim: int, products: int, mixtures: int, rank: int, hidden: int) -> None:
+        """A layer.
+
+        Args:
+            features: F.
+            dim: D.
+            products: C.
+            mixtures: G − C.
+            rank: features that all are projected to before they are multiplied.
+            hidden: width of the MLP between the products and the vectors made of them.
+        """
+        super().__init__()
+        out = products + mixtures
+        self.machine = FactorisationMachine(features, rank)
+        self.products = mlp((self.machine.out_dim, hidden, products * dim), last_linear=True)
+        self.compression = Compression(features, dim, mixtures)
+        self.shortcut = nn.Identity() if features == out else Compression(features, dim, out)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x_BFD: Tensor) -> Tensor:
+        """[B, F, D] → [B, G, D]."""
+        products_BCD = self.products(self.machine(x_BFD)).view(len(x_BFD), -1, x_BFD.shape[2])
+        return self.norm(torch.cat([products_BCD, self.compression(x_BFD)], dim=1) + self.shortcut(x_BFD))
