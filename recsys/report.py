@@ -19,6 +19,7 @@ from recsys import checkpoint, summary
 TEMPLATE = "report.html.jinja"
 COLOURS = {
     "retriever": "#1f5fbf",
+    "retriever, exhaustive": "#a9c4ec",
     "ranker": "#c2571a",
     "item-knn": "#3f8f4f",
     "popularity": "#8a8a8a",
