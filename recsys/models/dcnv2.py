@@ -14,7 +14,7 @@ from features.schema import Schema
 from features.settings import Settings
 from recsys.interactions.deep import Deep
 from recsys.modules.cross_network import CrossNetwork
-from recsys.modules.feature_arch import FeatureArch
+from recsys.modules.feature_arch import FeatureModel
 
 ROLE: Literal["ranker"] = "ranker"
 
@@ -32,20 +32,19 @@ class Config(Settings):
     """Widths of the MLP's layers."""
 
 
-class DCNV2(nn.Module):
+class DCNV2(FeatureModel):
     """Features as vectors, crossed with themselves again and again, an MLP beside that."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__()
-        self.feature_arch = FeatureArch(schema, config.dense_layers, device)
-        features, dim = self.feature_arch.features, self.feature_arch.dim
+        super().__init__(schema, config.dense_layers, device)
+        features, dim = self.features, self.dim
         self.cross_arch = CrossNetwork(features * dim, config.crosses, config.rank)
         self.deep_arch = Deep(features, dim, config.deep_layers)
         self.over_arch = nn.Linear(features * dim + self.deep_arch.out_dim, 1)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
-        x_BFD = self.feature_arch(batch)
+        x_BFD = self.vectors(batch)
         over_BK = torch.cat([self.cross_arch(x_BFD.flatten(1)), self.deep_arch(x_BFD)], dim=1)
         return {"logits_B": self.over_arch(over_BK).squeeze(1)}
 

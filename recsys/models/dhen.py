@@ -16,7 +16,7 @@ from features.schema import Schema
 from features.settings import Settings
 from recsys.interactions._contract import Interaction
 from recsys.modules.dhen import DHENLayer
-from recsys.modules.feature_arch import FeatureArch
+from recsys.modules.feature_arch import FeatureModel
 from recsys.modules.mlp import mlp
 
 ROLE: Literal["ranker"] = "ranker"
@@ -45,13 +45,12 @@ class Config(Settings):
         return self
 
 
-class DHEN(nn.Module):
+class DHEN(FeatureModel):
     """Features as vectors, layers of interactions, an MLP on top."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__()
-        self.feature_arch = FeatureArch(schema, config.dense_layers, device)
-        dim, widths = self.feature_arch.dim, [self.feature_arch.features, *[config.features] * config.layers]
+        super().__init__(schema, config.dense_layers, device)
+        dim, widths = self.dim, [self.features, *[config.features] * config.layers]
         self.interaction_arch = nn.Sequential(
             *(DHENLayer(interactions(config, width, dim), width, dim, config.features) for width in widths[:-1])
         )
@@ -59,7 +58,7 @@ class DHEN(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
-        x_BFD = self.interaction_arch(self.feature_arch(batch))
+        x_BFD = self.interaction_arch(self.vectors(batch))
         return {"logits_B": self.over_arch(x_BFD.flatten(1)).squeeze(1)}
 
 

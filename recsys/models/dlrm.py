@@ -7,13 +7,13 @@ from typing import Literal
 
 import torch
 from pydantic import Field, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from embeddings.batch import Batch
 from features.schema import Schema
 from features.settings import Settings
 from recsys.interactions.dot import Dot
-from recsys.modules.feature_arch import FeatureArch
+from recsys.modules.feature_arch import FeatureModel
 from recsys.modules.mlp import mlp
 
 ROLE: Literal["ranker"] = "ranker"
@@ -28,21 +28,20 @@ class Config(Settings):
     """Hidden widths of the over arch."""
 
 
-class DLRM(nn.Module):
+class DLRM(FeatureModel):
     """Features as vectors, all pairs of them multiplied, an MLP over that and what the numbers have become."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__()
-        self.feature_arch = FeatureArch(schema, config.dense_layers, device)
-        self.interaction_arch = Dot(self.feature_arch.features)
-        beside = self.feature_arch.dim if schema.dense else 0
+        super().__init__(schema, config.dense_layers, device)
+        self.interaction_arch = Dot(self.features)
+        beside = self.dim if schema.dense else 0
         self.has_dense = bool(schema.dense)
         widths = (beside + self.interaction_arch.out_dim, *config.over_layers, 1)
         self.over_arch = mlp(widths, last_linear=True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
-        x_BFD = self.feature_arch(batch)
+        x_BFD = self.vectors(batch)
         over_BK = self.interaction_arch(x_BFD)
         if self.has_dense:
             over_BK = torch.cat([x_BFD[:, 0], over_BK], dim=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from embeddings.batch import Batch
 from features.schema import Schema
 from features.settings import Settings
-from recsys.modules.feature_arch import FeatureArch
+from recsys.modules.feature_arch import FeatureModel
 from recsys.modules.mlp import mlp
 from recsys.modules.wukong import WukongLayer
 
@@ -41,14 +41,13 @@ class Config(Settings):
     """Hidden widths of the over arch."""
 
 
-class Wukong(nn.Module):
+class Wukong(FeatureModel):
     """Features as vectors, layers, an MLP on top."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__()
-        self.feature_arch = FeatureArch(schema, config.dense_layers, device)
-        dim, out = self.feature_arch.dim, config.products + config.mixtures
-        widths = [self.feature_arch.features, *[out] * (config.layers - 1)]
+        super().__init__(schema, config.dense_layers, device)
+        dim, out = self.dim, config.products + config.mixtures
+        widths = [self.features, *[out] * (config.layers - 1)]
 
         def layer(features: int) -> WukongLayer:
             return WukongLayer(features, dim, config.products, config.mixtures, config.rank, config.hidden)
@@ -58,7 +57,7 @@ class Wukong(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`logits_B`: the log-odds of the label."""
-        x_BFD = self.interaction_arch(self.feature_arch(batch))
+        x_BFD = self.interaction_arch(self.vectors(batch))
         return {"logits_B": self.over_arch(x_BFD.flatten(1)).squeeze(1)}
 
 

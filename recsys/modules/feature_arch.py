@@ -16,8 +16,11 @@ from features.schema import Schema
 from recsys.modules.mlp import mlp
 
 
-class FeatureArch(nn.Module):
-    """A batch → x_BFD: the numbers first, if there are some, then the embedded features in the schema's order."""
+class FeatureModel(nn.Module):
+    """What rankers begin with: `sparse_arch`, `dense_arch`, and `vectors`, which a model goes on from.
+
+    A base class, not a part: initial weights of a table depend on its name in the model, which is DLRM's.
+    """
 
     def __init__(self, schema: Schema, dense_layers: tuple[int, ...], device: torch.device) -> None:
         """Tables are made on `device`.
@@ -45,12 +48,12 @@ class FeatureArch(nn.Module):
         widths = (schema.dense_width, *dense_layers, self.dim)
         self.dense_arch = mlp(widths, last_linear=False) if schema.dense else None
 
-    def forward(self, batch: Batch) -> Tensor:
-        """[B, F, D]."""
+    def vectors(self, batch: Batch) -> Tensor:
+        """[B, F, D]: the numbers first, if there are some, then the embedded features in the schema's order."""
         assert batch.sparse is not None
         pooled = means(self.sparse_arch(batch.sparse), batch.sparse, self.bags)
-        vectors = [pooled[key] for key in self.keys]
+        found = [pooled[key] for key in self.keys]
         if self.dense_arch is not None:
             assert batch.dense is not None
-            vectors.insert(0, self.dense_arch(batch.dense))
-        return torch.stack(vectors, dim=1)
+            found.insert(0, self.dense_arch(batch.dense))
+        return torch.stack(found, dim=1)
