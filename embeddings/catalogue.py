@@ -70,6 +70,8 @@ class Config(Settings):
             raise ValueError(f"drawn = {self.drawn} draws from no neighbours; set neighbours, or remove drawn")
         if self.graph is not None and not self.neighbours and not self.links:
             raise ValueError("items.graph is used by nothing; set links = true or neighbours")
+        if self.graph is not None and self.graph.content and not self.content:
+            raise ValueError("items.graph.content compares what items.content names, and it names nothing; set it")
         return self
 
 
@@ -198,7 +200,8 @@ class Catalogue:
         values, lengths = jagged(windows)
         trained = np.bincount(values, minlength=shape.items + 1) > 0
         trained[0] = False
-        graph = None if config.graph is None else Graph.of(values, lengths, shape.items, config.graph)
+        described = [(found.ids, found.offsets) for found in content.values()]
+        graph = None if config.graph is None else Graph.of(values, lengths, shape.items, config.graph, described)
         found = [encoder.items[name].to_numpy() for name in config.content if name not in content]
         numbers = None
         if found:

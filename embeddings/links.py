@@ -1,8 +1,8 @@
 """What the co-interaction graph says of every step of a history: one hop from its items, recent ones weighing more.
 
 The value of item i at step t is Σ recencyˢ · similarity(the item s steps back, i), as item-based collaborative
-filtering scores. A history in training has itself helped to make the graph; what it added to an edge is taken off
-again where it is asked about, so that a step sees what other
+filtering scores, from what people do and, if asked for, from what items are. A history in training has itself helped
+to make the graph; what it added to an edge is taken off again where it is asked about, so that a step sees what other
 windows have done, and nothing of what follows it in its own.
 
 B histories, N steps, I items of the catalogue, M pairs of a step and a candidate.
@@ -61,7 +61,7 @@ class Walk:
             candidates = np.empty(self._capacity, dtype=np.int64)
             found = np.empty(self._capacity, dtype=np.float32)
             needed = _walk(
-                (graph.offsets, graph.items, graph.weights, graph.counts),
+                (graph.offsets, graph.items, graph.weights, graph.content, graph.counts),
                 (
                     *(np.float32(config.shrinkage), config.gap, np.float32(config.decay), config.directed),
                     *(self.recency, config.neighbours),
@@ -78,7 +78,7 @@ class Walk:
 @njit(**_OPTIONS)
 def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
     """Fill `out`; how many pairs there are, more than it has room for if it has to be done again."""
-    edge_offsets, edge_items, edge_weights, counts = graph
+    edge_offsets, edge_items, edge_weights, edge_content, counts = graph
     shrinkage, gap, decay, directed, recency, most = settings
     values, offsets, place_I, training = asked
     value_I, touched, local_I = buffers
@@ -110,13 +110,16 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
                 if training and local_I[item] >= 0:
                     weight -= own[mine, local_I[item]]
                     other -= own_count[local_I[item]]
-                    # Of a row that was cut, an edge may be there by what the window added, and would tell by that.
-                    if weight < _NOTHING or weight / (np.sqrt(count * other) + shrinkage) < least:
-                        continue
+                near = edge_content[edge]
+                if weight >= _NOTHING:
+                    near += weight / (np.sqrt(count * other) + shrinkage)
+                # Of a row that was cut, an edge may be there by what the window added, and would tell by that.
+                if near == 0.0 or (training and local_I[item] >= 0 and near < least):
+                    continue
                 if value_I[item] == 0.0:
                     touched[alive] = item
                     alive += 1
-                value_I[item] += weight / (np.sqrt(count * other) + shrinkage)
+                value_I[item] += near
             if training or step == steps - 1:
                 for k in range(alive):
                     place = place_I[touched[k]]
@@ -141,11 +144,11 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
 @njit(**_OPTIONS)
 def _least(graph: Any, item: int, shrinkage: float, most: int) -> float:
     """The similarity of the weakest edge of an item that has as many as are kept; 0 where it has fewer."""
-    offsets, items, weights, counts = graph
+    offsets, items, weights, content, counts = graph
     last = offsets[item + 1] - 1
     if offsets[item + 1] - offsets[item] < most:
         return 0.0
-    return weights[last] / (np.sqrt(counts[item] * counts[items[last]]) + shrinkage)
+    return weights[last] / (np.sqrt(counts[item] * counts[items[last]]) + shrinkage) + content[last]
 
 
 @njit(**_OPTIONS)

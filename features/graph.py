@@ -4,19 +4,30 @@ An edge from i to j weighs Σ decay^(gap − 1) over all pairs of steps of one h
 apart (both ways unless directed). Its similarity is that weight over √(nᵢ nⱼ) + shrinkage, n being how often an item
 was met: with no decay, no direction and wide gaps this is the cosine of item-based collaborative filtering (Sarwar et
 al., WWW 2001) with the shrinkage of Bell & Koren (KDD Cup 2007); with direction and short gaps, a smoothed Markov
-chain.
+chain. Where items are described by ids, the cosine of their idf-weighted ids can be added, which joins items that few
+have met, or nobody yet.
 
-I items of the catalogue, E edges.
+I items of the catalogue, E edges, C ids of a description.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from pydantic import Field
 
 from features.settings import Settings
+
+_sparse: Any = import_module("scipy.sparse")  # has no types
+
+COMMON = 1000
+"""An id that more items have than this says little of any of them, and joins none: what bounds the cost."""
+
+BLOCK_ITEMS = 4096
+"""Items whose similarities by content are computed at a time."""
 
 
 class Config(Settings):
@@ -31,7 +42,9 @@ class Config(Settings):
     shrinkage: float = Field(default=10.0, ge=0)
     """Added to the similarity's denominator, so that a pair seen once says little."""
     neighbours: int = Field(default=256, gt=0)
-    """Edges that are kept of each item, the most similar ones: 8 bytes each."""
+    """Edges that are kept of each item, the most similar ones: 12 bytes each."""
+    content: float = Field(default=0.0, ge=0)
+    """Weight of the similarity by content, which is added to the one by people."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +57,21 @@ class Graph:
     """int32 [E]: where an edge leads, most similar first."""
     weights: np.ndarray
     """float32 [E]: summed over pairs of steps."""
+    content: np.ndarray
+    """float32 [E]: similarity by content, times its weight."""
     counts: np.ndarray
     """float32 [I + 1]: how often each item was met."""
     config: Config
 
     @classmethod
-    def of(cls, values: np.ndarray, lengths: np.ndarray, items: int, config: Config) -> Self:
+    def of(
+        cls,
+        values: np.ndarray,
+        lengths: np.ndarray,
+        items: int,
+        config: Config,
+        described: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    ) -> Self:
         """Count pairs in histories; needs about 100 bytes for each pair of items that is joined, and for each event.
 
         Args:
@@ -57,6 +79,7 @@ class Graph:
             lengths: of the histories; int64.
             items: in the vocabulary.
             config: what counts.
+            described: (ids, offsets int64 [I + 2]) of each description of the items; id 0 says nothing.
         """
         counts = np.bincount(values, minlength=items + 1).astype(np.float32)
         history_N = np.repeat(np.arange(len(lengths)), lengths)
@@ -68,25 +91,43 @@ class Graph:
             for start, end in ((before, after),) if config.directed else ((before, after), (after, before)):
                 key, pairs = np.unique(start * (items + 1) + end, return_counts=True)
                 keys, weights = _added(keys, weights, key, pairs * config.decay ** (gap - 1))
-        edges = _strongest(keys, weights, counts, config)
-        return cls(edges[0], edges[1], edges[2], counts, config)
+        content = np.zeros(len(keys))
+        if config.content and described:
+            alike, values_of = _alike(described, items, config.neighbours)
+            both = np.union1d(keys, alike)
+            weights, content = _spread(both, keys, weights), _spread(both, alike, config.content * values_of)
+            keys = both
+        kept, offsets = _strongest(keys, weights, content, counts, config)
+        return cls(
+            offsets=offsets,
+            items=(keys[kept] % len(counts)).astype(np.int32),
+            weights=weights[kept].astype(np.float32),
+            content=content[kept].astype(np.float32),
+            counts=counts,
+            config=config,
+        )
 
     @property
     def similarity(self) -> np.ndarray:
         """Of each edge; float32 [E]."""
         start = np.repeat(np.arange(len(self.counts)), np.diff(self.offsets))
-        return similarity(self.weights, self.counts[start], self.counts[self.items], self.config.shrinkage)
+        by_people = similarity(self.weights, self.counts[start], self.counts[self.items], self.config.shrinkage)
+        return by_people + self.content
 
     def save(self, path: Path) -> None:
         """Write it to a file that `load` reads."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         with path.open("wb") as file:
-            np.savez(file, offsets=self.offsets, items=self.items, weights=self.weights, counts=self.counts)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path, config: Config) -> Self:
         """The graph that was saved."""
         with np.load(path) as found:
-            return cls(found["offsets"], found["items"], found["weights"], found["counts"], config)
+            return cls(**{name: found[name] for name in _ARRAYS}, config=config)
+
+
+_ARRAYS = ("offsets", "items", "weights", "content", "counts")
 
 
 def similarity(weight: np.ndarray, count: np.ndarray, other: np.ndarray, shrinkage: float) -> np.ndarray:
@@ -107,23 +148,63 @@ def _added(
     return merged[first], np.add.reduceat(np.concatenate([weights, more_weights])[order], first)
 
 
+def _alike(described: Sequence[tuple[np.ndarray, np.ndarray]], items: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Edges between each item and those most like it by content, at most `most`: sorted keys, and cosines; float32."""
+    parts: list[Any] = []
+    for ids, offsets in described:
+        of_C = np.bincount(ids)
+        idf_C = np.where((of_C > 0) & (of_C <= COMMON), np.log((items + 1) / np.maximum(of_C, 1)), 0.0)
+        idf_C[:1] = 0.0
+        parts.append(_sparse.csr_array((idf_C[ids].astype(np.float32), ids, offsets), shape=(items + 1, len(of_C))))
+    rows_IC = _sparse.hstack(parts, format="csr")
+    rows_IC.eliminate_zeros()
+    norm_I = np.sqrt(np.asarray(rows_IC.multiply(rows_IC).sum(axis=1)).ravel())
+    scale_I = np.divide(1, norm_I, out=np.zeros_like(norm_I), where=norm_I > 0)
+    unit_IC = _sparse.csr_array(_sparse.diags_array(scale_I) @ rows_IC, dtype=np.float32)
+    unit_CI = unit_IC.T.tocsr()
+    keys, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+    for first in range(0, items + 1, BLOCK_ITEMS):
+        found = (unit_IC[first : first + BLOCK_ITEMS] @ unit_CI).tocoo()
+        others = found.row + first != found.col
+        start, end, value = found.row[others], found.col[others].astype(np.int64), found.data[others]
+        order = np.lexsort((end, -value, start))
+        kept = order[_place_in_run(start[order]) < most]
+        key = (start[kept].astype(np.int64) + first) * (items + 1) + end[kept]
+        by_key = np.argsort(key)
+        keys.append(key[by_key])
+        values.append(value[kept][by_key])
+    return np.concatenate(keys), np.concatenate(values)
+
+
+def _place_in_run(sorted_N: np.ndarray) -> np.ndarray:
+    """The place of each element among those equal to it, from 0; int64 [N]."""
+    run = np.bincount(sorted_N)
+    return np.arange(len(sorted_N)) - np.repeat(np.cumsum(run) - run, run)
+
+
+def _spread(keys: np.ndarray, some: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values of some of the keys as values of all, 0 for the others; both sorted."""
+    found = np.zeros(len(keys))
+    found[np.searchsorted(keys, some)] = values
+    return found
+
+
 def _strongest(
-    keys: np.ndarray, weight: np.ndarray, counts: np.ndarray, config: Config
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(offsets, items, weights) of the most similar edges of each item.
+    keys: np.ndarray, weight: np.ndarray, content: np.ndarray, counts: np.ndarray, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the most similar edges of each item, by item, most similar first; and the offsets of the items.
 
     Args:
         keys: an edge is its start · (I + 1) + its end.
         weight: of each; float64.
+        content: similarity of each by content, weighted; float64.
         counts: of the items.
         config: what is kept.
     """
     start, end = np.divmod(keys, len(counts))
-    near = similarity(weight, counts[start], counts[end], config.shrinkage)
+    near = similarity(weight, counts[start], counts[end], config.shrinkage) + content
     order = np.lexsort((end, -near, start))
     degree = np.bincount(start, minlength=len(counts))
-    place = np.arange(len(order)) - np.repeat(np.cumsum(degree) - degree, degree)
-    kept = order[place < config.neighbours]
     offsets = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(np.minimum(degree, config.neighbours), out=offsets[1:])
-    return offsets, end[kept].astype(np.int32), weight[kept].astype(np.float32)
+    return order[_place_in_run(start[order]) < config.neighbours], offsets

@@ -99,6 +99,7 @@ class _Softmax(torch.autograd.Function):
         apart = shared < len(candidates_CD)
         low_ND, low_CD = user_ND.to(dtype), candidates_CD.to(dtype)
         low_SD = low_CD[:shared]
+        vectors_learn = any(ctx.needs_input_grad[:2])
         user_grad = torch.empty_like(user_ND)
         candidates_grad = torch.zeros_like(candidates_CD)
         logit_grad = None if logit_M is None else torch.zeros_like(logit_M)
@@ -135,14 +136,16 @@ class _Softmax(torch.autograd.Function):
             unsure_P1 = -own_P1.clamp(min=torch.finfo(torch.float32).tiny).log()
             loss += torch.where(rest_P1 < 0.5, sure_P1, unsure_P1).sum()
             chance_PW.scatter_(1, at_P1, -rest_P1.to(dtype))
+            if logit_grad is not None:
+                logit_grad[mine] = chance_PW.view(-1)[places].float()
+            if not vectors_learn:
+                continue
             chance_PS = chance_PW[:, :shared]
             user_grad[part] = chance_PS @ low_SD
             candidates_grad[:shared] += chance_PS.T @ user_PD
             if apart:
                 user_grad[part] -= rest_P1 * candidates_CD[target_P]
                 candidates_grad.index_add_(0, target_P, -rest_P1 * user_ND[part])
-            if logit_grad is not None:
-                logit_grad[mine] = chance_PW.view(-1)[places].float()
         ctx.save_for_backward(user_grad, candidates_grad, logit_grad)
         return loss
 

@@ -68,7 +68,12 @@ class RetrievalTask(nn.Module):
         sequences, count = batch.sequences, batch.share.targets
         if "negatives" in sequences:
             return binary(user_ND, candidates_CD, target_N, sequences["negatives"], count)
-        return softmax(user_ND, candidates_CD, target_N, count, sequences.get("bias"), Links.of(batch, outputs))
+        bias_S, links = sequences.get("bias"), Links.of(batch, outputs)
+        loss = softmax(user_ND, candidates_CD, target_N, count, bias_S)
+        if links is None:
+            return loss
+        # Links learn what the model leaves unsaid. Trained together, it would leave to them what it could learn itself.
+        return loss + softmax(user_ND.detach(), candidates_CD.detach(), target_N, count, bias_S, links)
 
 
 class RankingTask(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embeddings.histories import Links
+from embeddings.histories import Histories, Links
 from embeddings.links import Walk
 from features.graph import Config, Graph
 from recsys.baselines import item_knn
@@ -20,12 +20,20 @@ CONFIGS = [
     Config(gap=3, decay=0.5),
     Config(gap=1, directed=True, shrinkage=1.0),
     Config(gap=8, decay=0.7, directed=True),
+    Config(gap=2, content=0.3),
 ]
+CATEGORIES = [[], ["a", "b"], ["a"], [], ["b", "c"], ["a", "b", "c"], ["c"], ["d"], []]
 every_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_unset=True))
 
 
+def described() -> tuple[np.ndarray, np.ndarray]:
+    """CATEGORIES as ids from 1 on, and their offsets."""
+    ids = np.array([ord(name) - ord("a") + 1 for names in CATEGORIES for name in names], dtype=np.int32)
+    return ids, np.cumsum([0, *(len(names) for names in CATEGORIES)])
+
+
 def walk(lists: Lists, config: Config, recency: float = 0.5) -> Walk:
-    return Walk(Graph.of(*flat(lists), ITEMS, config), recency)
+    return Walk(Graph.of(*flat(lists), ITEMS, config, [described()]), recency)
 
 
 def dense(links: Links, width: int = ITEMS + 1) -> np.ndarray:
@@ -48,15 +56,29 @@ def of_past(lists: Lists, config: Config, items: list[int]) -> np.ndarray:
     return dense(walk(lists, config).of_histories(histories(items), EVERY))[0]
 
 
-def test_without_a_graphs_own_twists_it_scores_as_item_knn():
+def weights_of(asked: Histories, recency: float) -> np.ndarray:
+    """[B, I + 1]: how much each item counts in each history."""
+    found = np.zeros((len(asked.lengths_B), ITEMS + 1))
+    np.add.at(found, (asked.rows_N, asked.items_N), recency**asked.steps_back_N)
+    return found
+
+
+@pytest.mark.parametrize("content", [0.0, 0.3])
+def test_without_a_graphs_own_twists_it_scores_as_item_knn(content: float):
     rng = np.random.default_rng(0)
     met = [rng.permutation(EVERY[1:])[: rng.integers(1, 6)].tolist() for _ in range(40)]
     pairs = [(user, item) for user, items in enumerate(met, start=1) for item in items]
     log = pl.DataFrame(pairs, schema={"user_index": pl.Int32, "item_index": pl.Int32}, orient="row")
-    config = item_knn.Config(shrinkage=2.0, decay=0.7, categories=0.0)
+    config = item_knn.Config(shrinkage=2.0, decay=0.7, categories=content)
     asked = histories([1], [], [2, 2, 3], [6, 1, 4, 7, 2, 1])
-    expected = item_knn.fit(config, log, pl.DataFrame({"index": EVERY})).scores(asked)
-    found = walk(met, Config(shrinkage=2.0), recency=0.7).of_histories(asked, EVERY)
+    items = pl.DataFrame(
+        {"index": EVERY, "categories": CATEGORIES}, schema_overrides={"categories": pl.List(pl.String)}
+    )
+    expected = item_knn.fit(config, log, items).scores(asked)
+    if content:  # to which an item is like itself
+        own = items["categories"].list.len().to_numpy() > 0
+        expected -= content * own * weights_of(asked, 0.7)
+    found = walk(met, Config(shrinkage=2.0, content=content), recency=0.7).of_histories(asked, EVERY)
     np.testing.assert_allclose(dense(found), expected, atol=1e-6)
 
 
