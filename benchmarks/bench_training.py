@@ -105,7 +105,7 @@ def train(examples: Path, directory: Path, nproc: int, profile: bool) -> None:
     data.POOL_ROWS = int(Examples.open(examples).of_part(0).rows.sum()) // 3
     loop = RankerLoop(epochs=EPOCHS, batch_size=BATCH * nproc)
     training = Training(
-        section=RankerConfig(model={"dense_layers": BOTTOM, "over_layers": TOP}, train=loop),
+        section=RankerConfig(model={"dense_layers": BOTTOM, "over": {"layers": TOP}}, train=loop),
         sharding=sharding.Config(),
         tables=tables.Config(),
         examples=examples,

@@ -1,6 +1,6 @@
 """Batches, and the only code that turns Arrow columns into KeyedJaggedTensors.
 
-B batch, F dense features, N ids in all (jagged), U items, V numbers that describe one.
+B batch, F dense features, T tasks, N ids in all (jagged), U items, V numbers that describe one.
 """
 
 from collections.abc import Mapping
@@ -59,7 +59,8 @@ class Batch(Pipelineable):
     dense: Tensor | None = None
     """float32 [B, F], columns in the schema's order; None where it has none."""
     labels: dict[str, Tensor] | None = None
-    """Task → float32 [B], or for sequences int64 [N]: the place of each step's target among the candidates."""
+    """`outcomes`: float32 [B, T], by task, NaN where one is not known; or `next_item`: int64 [N], the place of each
+    step's target among the candidates."""
     weights: Tensor | None = None
     """float32 [B]; None: all 1."""
     share: Share | None = None
@@ -114,8 +115,8 @@ class Columns:
     """float32 [N], absolute values that sum to 1 in each row, or to 0. None: those of a mean."""
     dense: np.ndarray | None
     """float32 [B, F]."""
-    label: np.ndarray | None
-    """float32 [B]."""
+    labels: np.ndarray | None
+    """float32 [B, T], in the order of the schema's outcomes; NaN where one is not known."""
     user: np.ndarray | None
     """`user_code`; [B]."""
 
@@ -148,7 +149,7 @@ class Columns:
             offsets=offsets,
             weights=weights,
             dense=dense,
-            label=examples["label"].to_numpy().astype(np.float32) if "label" in examples.columns else None,
+            labels=_labels(examples, schema),
             user=examples["user_code"].to_numpy() if "user_code" in examples.columns else None,
         )
 
@@ -189,7 +190,7 @@ class Columns:
             offsets=[_end_to_end([part.offsets[i] for part in parts]) for i in features],
             weights=[_joined([part.weights[i] for part in parts]) for i in features],
             dense=_joined([part.dense for part in parts]),
-            label=_joined([part.label for part in parts]),
+            labels=_joined([part.labels for part in parts]),
             user=_joined([part.user for part in parts]),
         )
 
@@ -201,8 +202,10 @@ class Columns:
             ids.append(flat.take(places))
             offsets.append(to)
             weights.append(None if weight is None else weight.take(places))
-        dense, label, user = (None if x is None else x.take(rows, axis=0) for x in (self.dense, self.label, self.user))
-        return Columns(self.schema, len(rows), ids, offsets, weights, dense, label, user)
+        dense, labels, user = (
+            None if x is None else x.take(rows, axis=0) for x in (self.dense, self.labels, self.user)
+        )
+        return Columns(self.schema, len(rows), ids, offsets, weights, dense, labels, user)
 
     def batch(self, share: Share | None = None, weights: np.ndarray | None = None) -> Batch:
         """All rows as a batch.
@@ -224,7 +227,7 @@ class Columns:
         return Batch(
             sparse=sparse,
             dense=None if self.dense is None else torch.from_numpy(self.dense),
-            labels=None if self.label is None else {self.schema.label: torch.from_numpy(self.label)},
+            labels=None if self.labels is None else {"outcomes": torch.from_numpy(self.labels)},
             weights=None if weights is None else torch.from_numpy(weights.astype(np.float32)),
             share=share,
         )
@@ -250,6 +253,14 @@ def ranking_batch(
     a bag's own, divided by the sum of their absolute values, or 0 where that is 0; elsewhere 1 / length.
     """
     return Columns.of(examples, schema).batch(share, weights)
+
+
+def _labels(examples: pl.DataFrame, schema: Schema) -> np.ndarray | None:
+    """float32 [B, T]; None where nothing is known of what happened."""
+    if "label" not in examples.columns:
+        return None
+    columns = [examples["label"], *(examples[task.column] for task in schema.tasks)]
+    return np.stack([column.to_numpy() for column in columns], axis=1, dtype=np.float32)
 
 
 def jagged(column: pl.Series) -> tuple[np.ndarray, np.ndarray]:

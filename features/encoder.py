@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from features._arrow import list_series, mapped_frame
 from features.errors import InputError
+from features.labels import Task
 from features.manifest import fingerprint, write_json
 from features.placing import Feature, Place, params_of, placed, resolve, transform_of
 from features.schema import WEIGHTS, FeatureSpec, Schema
@@ -53,6 +54,7 @@ class Encoder:
         users: pl.DataFrame,
         requests: pl.DataFrame,
         counted: Counted | None = None,
+        tasks: tuple[Task, ...] = (),
     ) -> Self:
         """Fit every transform on the training part.
 
@@ -63,6 +65,7 @@ class Encoder:
             users: the user table likewise, with `user_id`.
             requests: the request frame of the training examples, or of an even sample of them.
             counted: values of a column over all of them, where `requests` is a sample.
+            tasks: what is predicted beside the label.
 
         Raises:
             InputError: a source is missing, a transform does not suit its feature, or features that share a table do
@@ -76,6 +79,7 @@ class Encoder:
             schema = Schema(
                 features=tuple(resolved[spec.name] for spec in specs),
                 label=label,
+                tasks=tuple(task.fitted(requests) for task in tasks),
                 items=items.height - 1,
                 users=users.height - 1,
                 fitted=fingerprint(states, items["item_id"].to_list(), users["user_id"].to_list()),
@@ -134,6 +138,11 @@ class Encoder:
             encoded = pl.DataFrame([columns[name] for name in work.feature_inputs])
             columns |= {series.name: series for series in encoded.select(work.features)}
         return pl.DataFrame([columns[name] for name in work.order])
+
+    def outcomes(self, requests: pl.DataFrame) -> list[pl.Series]:
+        """What happened: `label`, and a column for each other task, NaN where it is not known; float32."""
+        others = requests.select(task.outcome for task in self.schema.tasks).get_columns()
+        return [requests["label"], *others]
 
     def _of_items(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """A history feature's values of all items, end to end, and where each item's begin."""

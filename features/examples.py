@@ -111,14 +111,17 @@ class Examples:
         return np.load(self.directory / BLOCKS)
 
     def requests(self, block: int, part: int) -> pl.DataFrame:
-        """The request frame, with `label`, of a block's rows in a part; of other columns, what the features read.
+        """The request frame of a block's rows in a part: of its columns, what features and outcomes are made of.
 
         Args:
             block: which of `blocks`.
             part: 0 training, 1 validation, 2 test.
         """
         file, first, rows = (int(number) for number in self.blocks[block, :3])
-        names = dict.fromkeys(("row", "user_code", "item_code", "timestamp", "label", *self.encoder.requested))
+        outcomes = (task.source for task in self.schema.tasks)
+        names = dict.fromkeys(
+            ("row", "user_code", "item_code", "timestamp", "label", *outcomes, *self.encoder.requested)
+        )
         frame = pl.scan_parquet(self.files[file]).select(list(names)).slice(first, rows).collect()
         mine = self.part[frame["row"].to_numpy()] == part
         return self.vocabulary.resolve(frame if mine.all() else frame.filter(mine))
@@ -162,9 +165,10 @@ class PartExamples:
         return self.examples.blocks[self.blocks, 3 + self.part]
 
     def read(self, number: int) -> pl.DataFrame:
-        """The examples of one block: `user_code`, `label`, and all features; any thread may call it."""
+        """The examples of one block: `user_code`, all outcomes and features; any thread may call it."""
+        encoder = self.examples.encoder
         requests = self.examples.requests(int(self.blocks[number]), self.part)
-        return self.examples.encoder.encode(requests).with_columns(requests["user_code"], requests["label"])
+        return encoder.encode(requests).with_columns(requests["user_code"], *encoder.outcomes(requests))
 
     def __iter__(self) -> Iterator[pl.DataFrame]:
         """Block by block, while the next ones are being read."""
@@ -189,11 +193,13 @@ class Frames:
     paths: list[Path]
     part: np.ndarray
     vocabulary: Vocabulary
+    outcomes: frozenset[str] = frozenset()
+    """Columns that tasks predict, and no feature may read."""
 
     @property
     def schema(self) -> dict[str, pl.DataType]:
         """Types of the columns that a feature may read."""
-        hidden = ("row", "user_code", "item_code", "label")
+        hidden = {"row", "user_code", "item_code", "label", *self.outcomes}
         return {n: t for n, t in pl.read_parquet_schema(self.paths[0]).items() if n not in hidden}
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray]:

@@ -58,12 +58,29 @@ class Plan:
     negatives: int = 0
     """Items sampled beside each interaction."""
     seed: int = 0
+    outcomes: frozenset[str] = frozenset()
+    """Columns of the log that tasks predict."""
 
     @classmethod
-    def of(cls, declared: tuple[Counter, ...], sources: Iterable[str], history: int, negatives: int, seed: int) -> Self:
+    def of(
+        cls,
+        declared: tuple[Counter, ...],
+        sources: Iterable[str],
+        history: int,
+        negatives: int,
+        seed: int,
+        outcomes: frozenset[str] = frozenset(),
+    ) -> Self:
         """For the features whose sources these are."""
         columns = frozenset({"history", *(source.removeprefix("request.") for source in sources)})
-        return cls(counters=(*BUILT_IN, *declared), history=history, columns=columns, negatives=negatives, seed=seed)
+        return cls(
+            counters=(*BUILT_IN, *declared),
+            history=history,
+            columns=columns,
+            negatives=negatives,
+            seed=seed,
+            outcomes=outcomes,
+        )
 
     def counted(self, entity: str) -> set[str]:
         """Columns of the entity's table that something is counted by."""
@@ -208,8 +225,9 @@ def frame(
 ) -> pl.DataFrame:
     """The request frame of a part: what was known just before each row.
 
-    Columns: `row, user_code, item_code, timestamp, label`, the log's context columns, those of the counters,
-    `user_last_timestamp`, and the plan's history columns, with codes for items and actions.
+    Columns: `row, user_code, item_code, timestamp, label`, the log's context columns, its `value` where that is a
+    task's outcome, those of the counters, `user_last_timestamp`, and the plan's history columns, with codes for items
+    and actions.
 
     Args:
         plan: what to look up.
@@ -220,7 +238,7 @@ def frame(
         user: the lasting code of each row's person, where `rows.user` are codes of this part alone.
         item: the same for its item.
     """
-    context = log.select(context_columns(log.columns))
+    context = log.select(*context_columns(log.columns), *({"value"} & plan.outcomes))
     if context.width and plan.negatives:
         context = context[rows.event]
     runs = rows.runs

@@ -1,8 +1,12 @@
-"""What an event counts as: an interaction, which histories and counters know; a positive, which the ranker predicts."""
+"""What an event counts as: an interaction, which histories and counters know; a positive, which the ranker predicts.
+
+Beside its label a ranker may have more tasks, each predicted from another column of the log.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
@@ -31,6 +35,69 @@ class Label(Settings):
         return self
 
 
+class Task(Settings):
+    """One more outcome that the ranker predicts: [[prepare.tasks]]."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Its name in results."""
+    source: str
+    """Column of the log with numbers: `value`, or one of the log's own. Where it is missing, the row does not count."""
+    at_least: float | None = None
+    """Positive if the number is at least this. None: the number itself is predicted."""
+    log: bool = False
+    """Whether log(1 + x) of the number is predicted, which counts seconds and hours alike."""
+    mean: float = 0.0
+    """Of what is predicted, where it is a number; known after fitting."""
+    scale: float = Field(default=1.0, gt=0)
+    """Its standard deviation; likewise."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Task":
+        if self.log and self.at_least is not None:
+            raise ValueError(f"task {self.name}: log = true is for numbers, at_least for yes and no; remove one")
+        return self
+
+    @property
+    def binary(self) -> bool:
+        """Whether it is yes or no."""
+        return self.at_least is not None
+
+    def fitted(self, requests: pl.DataFrame) -> "Task":
+        """With the mean and standard deviation of the training part's numbers."""
+        if self.binary:
+            return self
+        numbers = requests.select(self._number).to_series().drop_nulls()
+        mean, scale = numbers.mean(), numbers.std()
+        if not isinstance(mean, float) or not isinstance(scale, float) or not scale > 0:
+            raise InputError(
+                f"prepare.tasks.{self.name}: the training part has fewer than two different numbers in "
+                f"'{self.source}'; name another column"
+            )
+        return self.model_copy(update={"mean": mean, "scale": scale})
+
+    @property
+    def outcome(self) -> pl.Expr:
+        """What is learned: 0 or 1, or the number, standardised; NaN where it is missing; float32."""
+        number = self._number
+        learned = number >= self.at_least if self.binary else (number - self.mean) / self.scale
+        return learned.cast(pl.Float32).fill_null(float("nan")).alias(self.column)
+
+    @property
+    def column(self) -> str:
+        """Of encoded examples."""
+        return f"label.{self.name}"
+
+    @property
+    def _number(self) -> pl.Expr:
+        number = pl.col(self.source).cast(pl.Float64).fill_nan(None)
+        return number.clip(lower_bound=0).log1p() if self.log else number
+
+    def number(self, learned: np.ndarray) -> np.ndarray:
+        """What a ranker has predicted, in the unit of the column; of the same shape."""
+        found = learned * self.scale + self.mean
+        return np.expm1(found) if self.log else found
+
+
 @dataclass(frozen=True)
 class Rules:
     """Tell interactions and positives from other events."""
@@ -38,6 +105,8 @@ class Rules:
     label: Label
     history_actions: tuple[str, ...]
     """Actions that are interactions; (): all."""
+    tasks: tuple[Task, ...] = ()
+    """What is predicted beside the label."""
 
     def mark(self, events: pl.DataFrame) -> pl.DataFrame:
         """Add the bool columns `interaction` and `positive`.
@@ -55,6 +124,14 @@ class Rules:
                 raise InputError(
                     f"prepare.{field} needs the column '{column}', which the log does not have; map it or change "
                     f"{field}"
+                )
+        for task in self.tasks:
+            dtype = events.schema.get(task.source)
+            if dtype is None or not (dtype.is_numeric() or dtype == pl.Boolean):
+                numbers = [name for name, dtype in events.schema.items() if dtype.is_numeric() or dtype == pl.Boolean]
+                raise InputError(
+                    f"prepare.tasks.{task.name}: the log's column '{task.source}' is {dtype or 'missing'}, not a "
+                    f"number; name one of: {', '.join(numbers)}"
                 )
         interaction = pl.col("action").is_in(self.history_actions) if self.history_actions else pl.lit(True)
         if label.actions:

@@ -36,7 +36,7 @@ from features.events import RawLog, nothing_valid
 from features.examples import BLOCKS, ITEMS, PART, USERS, Frames, Vocabulary, with_unknown
 from features.fold import Plan, Rows, State, context_columns, happenings
 from features.folding import PLACES, Folder
-from features.labels import Label, Rules
+from features.labels import Label, Rules, Task
 from features.manifest import fingerprint, finished_directory, write_json
 from features.placing import resolve
 from features.schema import FeatureSpec
@@ -70,6 +70,8 @@ class Config(Settings):
     """What to do with events of items or users that their table, where there is one, does not describe."""
     label: Label = Label(at_least=4.0)
     """What the ranker predicts."""
+    tasks: tuple[Task, ...] = ()
+    """What it predicts beside that: [[prepare.tasks]]."""
     seed: int = 0
     """Seed of the sampled negatives."""
 
@@ -87,6 +89,15 @@ class Config(Settings):
                 f"label.actions = {list(self.label.actions)} are none of history_actions, so that no counter would "
                 "ever see a positive; add them to history_actions"
             )
+        if self.tasks and self.label.negatives:
+            raise ValueError(
+                f"label.negatives = {self.label.negatives} are items of which no outcome is known, and tasks predict "
+                "outcomes; remove one"
+            )
+        names = [self.label.name, *(task.name for task in self.tasks)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"tasks: the name {twice[0]!r} is used twice (label.name is one of them); rename one")
         names = [counter.name for counter in (*BUILT_IN, *self.counters)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -94,9 +105,14 @@ class Config(Settings):
         return self
 
     @property
+    def outcomes(self) -> frozenset[str]:
+        """Columns that tasks predict."""
+        return frozenset(task.source for task in self.tasks)
+
+    @property
     def rules(self) -> Rules:
         """What counts as an interaction and as a positive."""
-        return Rules(self.label, self.history_actions)
+        return Rules(self.label, self.history_actions, self.tasks)
 
 
 def prepare(
@@ -136,8 +152,11 @@ def prepare(
         if timed:
             raise InputError(f"{log.source} has no times; counter {timed[0]} can have no window and no half_life")
     _check_tables(log)
+    _check_outcomes(config.tasks, specs)
     sources = (source for spec in specs for source in (spec.source, spec.weights or "", *_parameters(spec)))
-    plan = Plan.of(config.counters, sources, config.ranker_history, config.label.negatives, config.seed)
+    plan = Plan.of(
+        config.counters, sources, config.ranker_history, config.label.negatives, config.seed, config.outcomes
+    )
     folder = Folder(log, plan, config.rules, specs, only_described=config.unknown_ids == "quarantine")
     inputs = inputs or {}
     with finished_directory(out, manifest) as directory:
@@ -180,6 +199,16 @@ def prepare(
         manifest["content"] = fingerprint(
             [entry["frame"] for entry in parts], [facts["schema"] for facts in splits.values()]
         )
+
+
+def _check_outcomes(tasks: tuple[Task, ...], specs: tuple[FeatureSpec, ...]) -> None:
+    for task in tasks:
+        for spec in specs:
+            if task.source in (spec.source.removeprefix("request."), *_parameters(spec)):
+                raise InputError(
+                    f"feature {spec.name}: '{task.source}' is what task {task.name} predicts, which a request does "
+                    "not know; remove the feature or the task"
+                )
 
 
 def _parameters(spec: FeatureSpec) -> list[str]:
@@ -250,10 +279,10 @@ def _write_split(
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(_write_sequences, log, part, vocabulary, state.actions, config, out)
         keeping = pool.submit(_snapshot, log, part, state, config, item_counts, out / "snapshot")
-        frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary)
+        frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary, config.outcomes)
         features = resolve(specs, items.schema, users.schema, frames.schema)
-        requests = frames.sample(sorted({name for feature in features for name in feature.requested}))
-        encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted)
+        requests = frames.sample(sorted({name for feature in features for name in feature.requested} | config.outcomes))
+        encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted, config.tasks)
         encoder.save(out)
         write_json(out / "actions.json", {"actions": state.actions})
         blocks, positives = frames.blocks()

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from features import registry
 from features.errors import InputError
+from features.labels import Task
 from features.manifest import fingerprint
 from features.settings import Settings
 
@@ -79,7 +80,9 @@ class Schema(Settings):
 
     features: tuple[FeatureSpec, ...]
     label: str
-    """Name of the label column."""
+    """Name of the label, the ranker's first task."""
+    tasks: tuple[Task, ...] = ()
+    """Its other ones."""
     items: int = Field(ge=0)
     """Items in the vocabulary; indices are 1 … items, 0 is out of vocabulary."""
     users: int = Field(ge=0)
@@ -102,6 +105,11 @@ class Schema(Settings):
                     "give both the same dim and transform"
                 )
         return self
+
+    @property
+    def outcomes(self) -> tuple[str, ...]:
+        """Names of what the ranker predicts, in the order of its outputs."""
+        return (self.label, *(task.name for task in self.tasks))
 
     @property
     def embedded(self) -> tuple[FeatureSpec, ...]:
@@ -137,7 +145,7 @@ class Schema(Settings):
         if self.fingerprint == other.fingerprint:
             return
         ours, others = self.model_dump(mode="json"), other.model_dump(mode="json")
-        pairs = [(key, ours[key], others[key]) for key in ("label", "items", "users", "fitted")]
+        pairs = [(key, ours[key], others[key]) for key in ("label", "tasks", "items", "users", "fitted")]
         named = {f.name: f.model_dump(mode="json") for f in other.features}
         for feature in self.features:
             pairs.append((f"feature {feature.name}", feature.model_dump(mode="json"), named.pop(feature.name, None)))

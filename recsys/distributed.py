@@ -236,7 +236,7 @@ def is_first() -> bool:
 
 def total(values: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, on every rank."""
-    if dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
     summed = values.clone()
     dist.all_reduce(summed)

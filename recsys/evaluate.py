@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from embeddings.batch import ranking_batch
+from embeddings.batch import Columns
 from features import registry
 from features.examples import Examples
 from features.online import MemoryStore
@@ -20,7 +20,7 @@ from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.evaluate_index import evaluate_index
 from recsys.inference import Config, Recommender, Request
-from recsys.metrics import coverage, next_item_metrics, pointwise_metrics, rank_of
+from recsys.metrics import Outcomes, coverage, next_item_metrics, outcome_metrics, rank_of
 from recsys.scorer import Scorer
 
 BATCH = 256
@@ -82,20 +82,23 @@ def evaluate_retrieval(
     return found
 
 
-def evaluate_ranking(directory: Path, examples: Path) -> dict[str, float]:
-    """Pointwise metrics of the bundle's ranker on the split's test examples."""
+def evaluate_ranking(directory: Path, examples: Path) -> Outcomes:
+    """Metrics by task of the bundle's ranker on the split's test examples, see `outcome_metrics`."""
     bundle = bundles.load(directory)
     recommender = Recommender(bundle, MemoryStore(), Config())
-    found: dict[str, list[np.ndarray]] = {"probability": [], "label": [], "user": []}
+    found: dict[str, list[np.ndarray]] = {"predicted": [], "outcome": [], "user": []}
     schema = bundle.encoder.schema
     for block in Examples.open(examples).of_part(2):
-        found["probability"] += [
-            recommender.probabilities(ranking_batch(part, schema)) for part in block.iter_slices(64 * BATCH)
-        ]
-        found["label"].append(block["label"].to_numpy())
-        found["user"].append(block["user_code"].to_numpy())
-    probability, label, user = (np.concatenate(parts) for parts in found.values())
-    return pointwise_metrics(probability, label, user) | {"examples": len(label), "base_rate": float(label.mean())}
+        columns = Columns.of(block, schema)
+        assert columns.labels is not None
+        assert columns.user is not None
+        for first in range(0, columns.rows, 64 * BATCH):
+            part = columns.take(np.arange(first, min(first + 64 * BATCH, columns.rows)))
+            found["predicted"].append(recommender.predictions(part.batch()))
+        found["outcome"].append(columns.labels)
+        found["user"].append(columns.user)
+    predicted, outcome, user = (np.concatenate(parts) for parts in found.values())
+    return outcome_metrics(schema, predicted, outcome, user)
 
 
 def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settings]) -> dict[str, Scorer]:

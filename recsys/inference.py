@@ -28,6 +28,7 @@ from recsys import bundle as bundles
 from recsys.baselines import popularity
 from recsys.bundle import Bundle
 from recsys.index.protocol import Lists
+from recsys.roles import predictions
 from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
 
 
@@ -157,7 +158,7 @@ class Recommender:
                 examples = self.instant.encode(asked, histories, retrieved_BR, self.store)
             with clock("rank"):
                 columns = Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
-                probability_BR = self.probabilities(columns.batch()).reshape(retrieved_BR.shape)
+                probability_BR = self.predictions(columns.batch())[:, 0].reshape(retrieved_BR.shape)
                 blended_BR = blended_BR + self.config.ranker_weight * np.log(np.maximum(probability_BR, _TINY))
         with clock("blend"):
             order_BR = np.argsort(-blended_BR, axis=1, kind="stable")
@@ -229,10 +230,10 @@ class Recommender:
             asked_B=np.array([now if r.timestamp is None else r.timestamp for r in requests], dtype=np.int64),
         )
 
-    def probabilities(self, batch: Batch) -> np.ndarray:
-        """The ranker's probability of the label for encoded examples; float32 [B]."""
+    def predictions(self, batch: Batch) -> np.ndarray:
+        """The ranker's predictions for encoded examples, see `recsys.roles.predictions`; float32 [B, T]."""
         with torch.inference_mode():
-            return torch.sigmoid(self.bundle.ranker(batch)["logits_B"]).numpy()
+            return predictions(self.bundle.ranker(batch)["logits_BT"], self.encoder.schema).numpy()
 
     def observe(self, events: Sequence[Event]) -> int:
         """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""

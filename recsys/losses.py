@@ -187,6 +187,24 @@ def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N:
     return -(logsigmoid(positive_N) + logsigmoid(-negative_N)).sum() / count
 
 
-def log_loss(logits_B: Tensor, label_B: Tensor, count: int, weight_B: Tensor | None = None) -> Tensor:
-    """Binary cross entropy in nats; `weight_B` None: all 1."""
-    return binary_cross_entropy_with_logits(logits_B.float(), label_B, weight_B, reduction="sum") / count
+def task_losses(logits_BT: Tensor, outcome_BT: Tensor, binary_T: Tensor, count: int, weight_B: Tensor | None) -> Tensor:
+    """Binary cross entropy in nats of tasks that are yes or no, squared errors of the others: float32 [T].
+
+    An outcome that is not known, NaN, adds nothing; a task's mean is over all rows, so that one that is seldom known
+    counts for less.
+
+    Args:
+        logits_BT: predictions.
+        outcome_BT: what happened; 0 or 1, or a standardised number.
+        binary_T: bool; which are yes or no.
+        count: rows of the global batch.
+        weight_B: of the rows; None: all 1.
+    """
+    logits_BT = logits_BT.float()
+    known_BT = ~outcome_BT.isnan()
+    outcome_BT = outcome_BT.nan_to_num()
+    entropy_BT = binary_cross_entropy_with_logits(logits_BT, outcome_BT, reduction="none")
+    loss_BT = torch.where(binary_T, entropy_BT, (logits_BT - outcome_BT) ** 2 / 2) * known_BT
+    if weight_B is not None:
+        loss_BT = loss_BT * weight_B.unsqueeze(1)
+    return loss_BT.sum(0) / count

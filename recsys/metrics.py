@@ -1,6 +1,6 @@
 """Ranking metrics over the full catalogue, and pointwise metrics of predicted probabilities.
 
-Q questions with one right item each, whose rank is 1 where it comes first; E examples.
+Q questions with one right item each, whose rank is 1 where it comes first; E examples; T tasks.
 """
 
 import numpy as np
@@ -8,7 +8,12 @@ import polars as pl
 from scipy.special import xlogy
 from scipy.stats import rankdata
 
+from features.schema import Schema
+
 CUTS = (5, 10)
+
+Outcomes = dict[str, dict[str, float]]
+"""Metrics by task."""
 
 
 def next_item_metrics(rank_Q: np.ndarray) -> dict[str, float]:
@@ -67,6 +72,48 @@ def pointwise_metrics(probability_E: np.ndarray, label_E: np.ndarray, group_E: n
         "logloss": logloss,
         "ne": logloss / entropy if entropy else float("nan"),
         "calibration": float(p.mean() / base) if base else float("nan"),
+    }
+
+
+def outcome_metrics(schema: Schema, predicted_ET: np.ndarray, outcome_ET: np.ndarray, group_E: np.ndarray) -> Outcomes:
+    """Metrics of each task, on the examples whose outcome is known.
+
+    Args:
+        schema: names the tasks.
+        predicted_ET: probabilities, or standardised numbers.
+        outcome_ET: what happened; NaN where it is not known.
+        group_E: the user.
+
+    Returns:
+        Task → `pointwise_metrics` or `number_metrics`, and `examples`; nothing else where no outcome is known.
+    """
+    found: Outcomes = {}
+    for place, name in enumerate(schema.outcomes):
+        known_E = ~np.isnan(outcome_ET[:, place])
+        predicted, outcome = predicted_ET[known_E, place], outcome_ET[known_E, place]
+        metrics: dict[str, float] = {}
+        if known_E.any():
+            binary = place == 0 or schema.tasks[place - 1].binary
+            metrics = pointwise_metrics(predicted, outcome, group_E[known_E]) if binary else {}
+            metrics |= {"base_rate": float(outcome.mean())} if binary else number_metrics(predicted, outcome)
+        found[name] = metrics | {"examples": int(known_E.sum())}
+    return found
+
+
+def number_metrics(predicted_E: np.ndarray, outcome_E: np.ndarray) -> dict[str, float]:
+    """Errors of predicted numbers, and how well they order.
+
+    - `rmse`: in standard deviations of the training part.
+    - `r2`: the share of the variance that is explained.
+    - `spearman`: the correlation of ranks; nan where one of both is constant.
+    """
+    p, y = np.asarray(predicted_E, dtype=np.float64), np.asarray(outcome_E, dtype=np.float64)
+    square, variance = float(np.mean((p - y) ** 2)), float(y.var())
+    constant = np.ptp(p) == 0 or np.ptp(y) == 0
+    return {
+        "rmse": square**0.5,
+        "r2": 1 - square / variance if variance else float("nan"),
+        "spearman": float("nan") if constant else float(np.corrcoef(rankdata(p), rankdata(y))[0, 1]),
     }
 
 

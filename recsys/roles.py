@@ -24,9 +24,9 @@ from features.settings import Settings
 from recsys import distributed
 from recsys.data import Place, RankingReader
 from recsys.losses import Links
-from recsys.metrics import next_item_metrics, pointwise_metrics, rank_of
+from recsys.metrics import next_item_metrics, outcome_metrics, rank_of
 from recsys.sequences import NextItemReader, SequenceReader
-from recsys.tasks import RankingTask, RetrievalLoss, RetrievalTask
+from recsys.tasks import RankingLoss, RankingTask, RetrievalLoss, RetrievalTask
 
 Role = Literal["retriever", "ranker"]
 
@@ -118,6 +118,8 @@ class RankerConfig(ModelConfig):
 
     kind: str = "dlrm"
     """The file in `recsys/models`."""
+    loss: RankingLoss = RankingLoss()
+    """The loss."""
     train: RankerLoop = RankerLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     """The loop."""
 
@@ -170,7 +172,8 @@ def build_task(
 def _build_task(config: ModelConfig, schema: Schema, device: torch.device) -> RetrievalTask | RankingTask:
     if isinstance(config, RetrieverConfig):
         return RetrievalTask(build_model(config, "retriever", Shape.of(schema, config.items), device))
-    return RankingTask(build_model(config, "ranker", schema, device), schema.label)
+    assert isinstance(config, RankerConfig)
+    return RankingTask(build_model(config, "ranker", schema, device), schema, config.loss)
 
 
 def open_job(
@@ -270,21 +273,34 @@ def validate_retrieval(model: nn.Module, questions: NextItemReader, device: torc
 
 @torch.no_grad()
 def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.device) -> dict[str, float]:
-    """Pointwise metrics over the validation part; every rank gets the same numbers."""
+    """Pointwise metrics of the label over the validation part, and `task/metric` of the other tasks.
+
+    Every rank gets the same numbers.
+    """
     steps: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for batch, user_B in valid.in_order():
         _, outputs = model(batch.to(device))
         assert batch.labels is not None
-        probability_B = torch.sigmoid(outputs["logits_B"]).cpu().numpy()
-        steps.append((probability_B, batch.labels[valid.schema.label].numpy(), user_B))
+        predicted_BT = predictions(outputs["logits_BT"], valid.schema)
+        steps.append((predicted_BT.cpu().numpy(), batch.labels["outcomes"].numpy(), user_B))
     parts = [part for step in zip(*distributed.gathered(steps), strict=True) for part in step]
-    probability, label, user = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return pointwise_metrics(probability, label, user)
+    predicted, outcome, user = (np.concatenate(column) for column in zip(*parts, strict=True))
+    found = outcome_metrics(valid.schema, predicted, outcome, user)
+    label = found.pop(valid.schema.label)
+    others = {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
+    return {name: value for name, value in label.items() if name not in ("examples", "base_rate")} | others
 
 
-def predictions(outputs: dict[str, Tensor], batch: Batch, label: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(probability, label, weight) of a batch; float32 [B] each."""
+def predictions(logits_BT: Tensor, schema: Schema) -> Tensor:
+    """What a ranker's outputs say: probabilities, or of tasks that are numbers these, standardised; float32 [B, T]."""
+    logits_BT = logits_BT.detach().float()
+    binary_T = torch.tensor([True, *(task.binary for task in schema.tasks)], device=logits_BT.device)
+    return torch.where(binary_T, torch.sigmoid(logits_BT), logits_BT)
+
+
+def label_predictions(outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """(probability, label, weight) of a batch's first task; float32 [B] each."""
     assert batch.labels is not None
-    truth_B = batch.labels[label]
+    truth_B = batch.labels["outcomes"][:, 0]
     weight_B = torch.ones_like(truth_B) if batch.weights is None else batch.weights
-    return torch.sigmoid(outputs["logits_B"].detach().float()), truth_B, weight_B
+    return torch.sigmoid(outputs["logits_BT"][:, 0].detach().float()), truth_B, weight_B

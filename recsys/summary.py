@@ -68,18 +68,27 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
+POINTWISE = ("auc", "gauc", "logloss", "ne", "calibration")
+NUMBERS = ("rmse", "r2", "spearman")
+"""Metrics of tasks that are yes or no, and of those that are numbers."""
+
+
 def show(results: dict[str, Any], page: Path, console: Console | None = None) -> None:
     """The one table that a run ends with, on stdout."""
     console = console or Console()
     if "retrieval" in results:
         console.print(next_item_table(results))
         console.print(verdict(results))
-    table = Table(title="Ranker, test part", title_justify="left")
-    ranking = results["ranking"]
-    for name in ("auc", "gauc", "logloss", "ne", "calibration"):
-        table.add_column(name, justify="right")
-    table.add_row(*(f"{ranking[name]:.4f}" for name in ("auc", "gauc", "logloss", "ne", "calibration")))
-    console.print(table)
+    for names in (POINTWISE, NUMBERS):
+        tasks = {task: found for task, found in results["ranking"].items() if names[0] in found}
+        if not tasks:
+            continue
+        table = Table(title="Ranker, test part", title_justify="left")
+        for name in ("task", *names):
+            table.add_column(name, justify="left" if name == "task" else "right")
+        for task, found in tasks.items():
+            table.add_row(task, *(f"{found[name]:.4f}" for name in names))
+        console.print(table)
     replay = results["replay"]
     latency = replay["latency_ms"]
     console.print(

@@ -7,8 +7,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
+from features.errors import InputError
+from features.schema import Schema
 from features.settings import Settings
-from recsys.losses import Links, binary, log_loss, softmax
+from recsys.losses import Links, binary, softmax, task_losses
 from recsys.sequences import Candidates
 
 
@@ -76,17 +78,50 @@ class RetrievalTask(nn.Module):
         return loss + softmax(user_ND.detach(), candidates_CD.detach(), target_N, count, bias_S, links)
 
 
-class RankingTask(nn.Module):
-    """Predict the label of every example."""
+class RankingLoss(Settings):
+    """The section [ranker.loss]."""
 
-    def __init__(self, model: nn.Module, label: str) -> None:
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Task → weight of its loss, 1 if not given."""
+    learned: bool = False
+    """Whether the weights are learned too, as the noise of each task (Kendall et al., CVPR 2018)."""
+
+
+class RankingTask(nn.Module):
+    """Predict every outcome of every example."""
+
+    def __init__(self, model: nn.Module, schema: Schema, config: RankingLoss) -> None:
+        """Of a model for that schema.
+
+        Raises:
+            InputError: a weight is of no task.
+        """
         super().__init__()
         self.model = model
-        self.label = label
+        for name in config.weights:
+            if name not in schema.outcomes:
+                raise InputError(f"ranker.loss.weights.{name} names no task; there are: {', '.join(schema.outcomes)}")
+        weights = torch.tensor([config.weights.get(name, 1.0) for name in schema.outcomes])
+        self.register_buffer("weight_T", weights, persistent=False)
+        binary = torch.tensor([True, *(task.binary for task in schema.tasks)])
+        self.register_buffer("binary_T", binary, persistent=False)
+        self.noise_T = nn.Parameter(torch.zeros(len(schema.outcomes))) if config.learned else None
+        """The logarithm of each task's variance."""
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The rank's share of the global mean loss, and the model's outputs."""
         outputs = self.model(batch)
         assert batch.share is not None
         assert batch.labels is not None
-        return log_loss(outputs["logits_B"], batch.labels[self.label], batch.share.rows, batch.weights), outputs
+        loss_T = task_losses(
+            outputs["logits_BT"],
+            batch.labels["outcomes"],
+            self.get_buffer("binary_T"),
+            batch.share.rows,
+            batch.weights,
+        )
+        if self.noise_T is not None:
+            share = len(batch.labels["outcomes"]) if batch.weights is None else batch.weights.sum()
+            loss_T = loss_T * torch.exp(-self.noise_T) + self.noise_T / 2 * share / batch.share.rows
+        loss = (loss_T * self.get_buffer("weight_T")).sum()
+        return loss + self.model.auxiliary(outputs, batch), outputs  # pyright: ignore[reportCallIssue]

@@ -30,7 +30,7 @@ from recsys.data import on_device
 from recsys.logbook import Logbook
 from recsys.monitor import Monitor, RecentMetrics
 from recsys.resume import Progress, Standing, Training
-from recsys.roles import Job, open_job, predictions
+from recsys.roles import Job, label_predictions, open_job
 
 PAGE_EVERY = 60.0
 """Seconds from one making of the logbook's page to the next, while nothing happens that a person waits for."""
@@ -210,8 +210,8 @@ class Loop:
             progress.skipped_in_a_row = 0
             (loss * self.standing.world).backward()
             self.pending += 1
-            if self.standing.recent is not None and self.job.label is not None:
-                self.standing.recent.add(*predictions(outputs, batch, self.job.label))
+            if self.standing.recent is not None:
+                self.standing.recent.add(*label_predictions(outputs, batch))
         if last and self.pending:
             self._update()
         assert batch.share is not None

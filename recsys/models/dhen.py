@@ -7,26 +7,24 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
 from features import registry
 from features.schema import Schema
-from features.settings import Settings
 from recsys.interactions._contract import Interaction
+from recsys.modules import ranker
 from recsys.modules.dhen import DHENLayer
-from recsys.modules.feature_arch import FeatureModel
-from recsys.modules.mlp import mlp
+from recsys.modules.over_arch import OverArch
+from recsys.modules.ranker import Ranker
 
 ROLE: Literal["ranker"] = "ranker"
 
 
-class Config(Settings):
+class Config(ranker.Config):
     """The section [ranker.model]."""
 
-    dense_layers: tuple[PositiveInt, ...] = Field(default=(64,), min_length=1)
-    """Hidden widths of the dense arch; its last layer has the embeddings' width."""
     layers: int = Field(default=2, gt=0)
     """Layers of the ensemble."""
     features: int = Field(default=16, gt=0)
@@ -35,8 +33,6 @@ class Config(Settings):
         default={"dot": {}, "cross": {}, "attention": {}, "deep": {}}, min_length=1
     )
     """What each layer is an ensemble of: files of `recsys/interactions`, with their settings."""
-    over_layers: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
-    """Hidden widths of the over arch."""
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -45,21 +41,20 @@ class Config(Settings):
         return self
 
 
-class DHEN(FeatureModel):
-    """Features as vectors, layers of interactions, an MLP on top."""
+class DHEN(Ranker):
+    """Features as vectors, layers of interactions, an over arch on top."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__(schema, config.dense_layers, device)
+        super().__init__(config, schema, device)
         dim, widths = self.dim, [self.features, *[config.features] * config.layers]
         self.interaction_arch = nn.Sequential(
             *(DHENLayer(interactions(config, width, dim), width, dim, config.features) for width in widths[:-1])
         )
-        self.over_arch = mlp((config.features * dim, *config.over_layers, 1), last_linear=True)
+        self.over_arch = OverArch(config.over, config.features * dim, len(schema.outcomes))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`logits_B`: the log-odds of the label."""
-        x_BFD = self.interaction_arch(self.vectors(batch))
-        return {"logits_B": self.over_arch(x_BFD.flatten(1)).squeeze(1)}
+        """The outputs of `OverArch`."""
+        return self.over_arch(self.interaction_arch(self.vectors(batch)).flatten(1))
 
 
 def interactions(config: Config, features: int, dim: int) -> list[Interaction]:

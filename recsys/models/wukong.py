@@ -9,24 +9,22 @@ B examples, F features, D their common width, G = C + L vectors after a layer.
 from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
 from features.schema import Schema
-from features.settings import Settings
-from recsys.modules.feature_arch import FeatureModel
-from recsys.modules.mlp import mlp
+from recsys.modules import ranker
+from recsys.modules.over_arch import OverArch
+from recsys.modules.ranker import Ranker
 from recsys.modules.wukong import WukongLayer
 
 ROLE: Literal["ranker"] = "ranker"
 
 
-class Config(Settings):
+class Config(ranker.Config):
     """The section [ranker.model]."""
 
-    dense_layers: tuple[PositiveInt, ...] = Field(default=(64,), min_length=1)
-    """Hidden widths of the dense arch; its last layer has the embeddings' width."""
     layers: int = Field(default=3, gt=0)
     """Layers."""
     products: int = Field(default=8, gt=0)
@@ -37,15 +35,13 @@ class Config(Settings):
     """Features that all are projected to before they are multiplied."""
     hidden: int = Field(default=128, gt=0)
     """Width of the MLP between the products and the vectors made of them."""
-    over_layers: tuple[PositiveInt, ...] = Field(default=(128, 64), min_length=1)
-    """Hidden widths of the over arch."""
 
 
-class Wukong(FeatureModel):
+class Wukong(Ranker):
     """Features as vectors, layers, an MLP on top."""
 
     def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
-        super().__init__(schema, config.dense_layers, device)
+        super().__init__(config, schema, device)
         dim, out = self.dim, config.products + config.mixtures
         widths = [self.features, *[out] * (config.layers - 1)]
 
@@ -53,12 +49,11 @@ class Wukong(FeatureModel):
             return WukongLayer(features, dim, config.products, config.mixtures, config.rank, config.hidden)
 
         self.interaction_arch = nn.Sequential(*(layer(width) for width in widths))
-        self.over_arch = mlp((out * dim, *config.over_layers, 1), last_linear=True)
+        self.over_arch = OverArch(config.over, out * dim, len(schema.outcomes))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """`logits_B`: the log-odds of the label."""
-        x_BFD = self.interaction_arch(self.vectors(batch))
-        return {"logits_B": self.over_arch(x_BFD.flatten(1)).squeeze(1)}
+        """The outputs of `OverArch`."""
+        return self.over_arch(self.interaction_arch(self.vectors(batch)).flatten(1))
 
 
 def build(config: Config, schema: Schema, device: torch.device) -> Wukong:

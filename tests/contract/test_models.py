@@ -22,11 +22,12 @@ from embeddings.histories import Histories, retrieval_batch
 from embeddings.sharding import table_parameters
 from features import registry
 from features.graph import Config as GraphConfig
+from features.labels import Task
 from features.schema import FeatureSpec, Schema
 from features.settings import Settings
 from recsys.losses import Links
 from recsys.scorer import LearnedScorer
-from recsys.tasks import RankingTask, RetrievalTask
+from recsys.tasks import RankingLoss, RankingTask, RetrievalTask
 from tests.batches import catalogue, histories, looked_up, questions
 
 ITEMS, USERS, COLD = 30, 20, 2
@@ -51,6 +52,7 @@ SCHEMA = Schema(
         feature("idle", "dense"),
     ),
     label="like",
+    tasks=(Task(name="long", source="seconds", at_least=3), Task(name="dwell", source="seconds")),
     items=ITEMS,
     users=USERS,
 )
@@ -122,7 +124,11 @@ class Case:
         return model.eval()
 
     def task(self, model: nn.Module) -> nn.Module:
-        return RetrievalTask(model) if self.module.ROLE == "retriever" else RankingTask(model, SCHEMA.label)
+        return (
+            RetrievalTask(model)
+            if self.module.ROLE == "retriever"
+            else RankingTask(model, SCHEMA, RankingLoss(learned=True))
+        )
 
     def training_batch(self, step: int = 0) -> Batch:
         """A batch small enough to be learned by heart."""
@@ -162,7 +168,8 @@ def cases() -> list[Case]:
         module = registry.load("recsys.models", name, "kind")
         plain = {"plain": (PLAIN, {})}
         both = plain | {"described": (DESCRIBED, {})}
-        variants = VARIANTS.get(name, plain if module.ROLE == "ranker" else both)
+        ranked = plain | {"experts": (PLAIN, {"over": {"layers": (16, 8), "experts": 4, "top": 2}})}
+        variants = VARIANTS.get(name, ranked if module.ROLE == "ranker" else both)
         found += [Case(module, f"{name}: {variant}", *made_of) for variant, made_of in variants.items()]
     return found
 
@@ -188,6 +195,8 @@ def examples(rows: int) -> pl.DataFrame:
             "genres": [rng.integers(0, 7, count).tolist() for count in rng.integers(0, 3, rows)],
             "idle": rng.normal(size=rows),
             "label": (np.arange(rows) % 2).astype(np.float32),
+            "label.long": np.where(np.arange(rows) % 3 == 0, np.nan, np.arange(rows) % 5 > 2),
+            "label.dwell": np.where(np.arange(rows) % 4 == 0, np.nan, rng.normal(size=rows)),
         },
         schema_overrides={"history": pl.List(pl.Int64), "genres": pl.List(pl.Int64)},
     )
@@ -214,7 +223,12 @@ def test_tables_are_where_build_was_told_and_nothing_else_is(case: Case):
 def test_named_outputs_are_finite_and_of_the_promised_shape(case: Case):
     outputs, batch = case.outputs(case.made()), case.training_batch()
     if case.module.ROLE == "ranker":
-        assert outputs["logits_B"].shape == (16,)
+        assert outputs["logits_BT"].shape == (16, len(SCHEMA.outcomes))
+        if "gates_BTE" in outputs:
+            gates_BTE = outputs["gates_BTE"]
+            assert gates_BTE.shape[:2] == (16, len(SCHEMA.outcomes))
+            assert ((gates_BTE > 0).sum(2) == 2).all()
+            torch.testing.assert_close(gates_BTE.sum(2), torch.ones(16, len(SCHEMA.outcomes)))
     else:
         assert batch.sequences is not None
         assert outputs["user_ND"].shape[0] == 16
@@ -366,8 +380,8 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(case: Case):
     model = case.made()
     frame = examples(16)
     with torch.inference_mode():
-        together = model(ranking_batch(frame, SCHEMA))["logits_B"]
-        alone = torch.cat([model(ranking_batch(row, SCHEMA))["logits_B"] for row in frame.iter_slices(1)])
-        backwards = model(ranking_batch(frame.reverse(), SCHEMA))["logits_B"].flip(0)
+        together = model(ranking_batch(frame, SCHEMA))["logits_BT"]
+        alone = torch.cat([model(ranking_batch(row, SCHEMA))["logits_BT"] for row in frame.iter_slices(1)])
+        backwards = model(ranking_batch(frame.reverse(), SCHEMA))["logits_BT"].flip(0)
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
     torch.testing.assert_close(backwards, together, atol=1e-5, rtol=0)

@@ -45,8 +45,8 @@ def test_examples_become_a_batch_in_the_schemas_order():
     assert batch.dense is not None
     assert torch.equal(batch.dense, torch.tensor([[0.5, 1], [1.5, 2], [2.5, 3]]))
     assert batch.labels is not None
-    assert batch.labels["like"].tolist() == [1, 0, 1]
-    assert batch.labels["like"].dtype == torch.float32
+    assert batch.labels["outcomes"].tolist() == [[1], [0], [1]]
+    assert batch.labels["outcomes"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_joined_parts_are_the_whole(schema: Schema):
             for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
                 np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(one.dense, other.dense)
-        np.testing.assert_array_equal(one.label, other.label)
+        np.testing.assert_array_equal(one.labels, other.labels)
 
 
 def test_without_labels_or_dense_features():
@@ -279,6 +279,6 @@ def test_moving_keeps_everything():
     assert batch.weights.tolist() == [1, 1, 0]
     moved = batch.to(torch.device("meta"))
     assert moved.share == share
-    assert tensors(moved).keys() == {"sparse values", "sparse lengths", "dense", "like", "weights"}
+    assert tensors(moved).keys() == {"sparse values", "sparse lengths", "dense", "outcomes", "weights"}
     assert all(tensor.is_meta for tensor in tensors(moved).values())
     assert moved.sequences is None

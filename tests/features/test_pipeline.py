@@ -17,9 +17,10 @@ from features.events import RawLog, in_one_part
 from features.examples import Examples
 from features.fold import Plan
 from features.instant import Instant
+from features.labels import Label, Task
 from features.moment import Asked, Moment, load_snapshot
 from features.online import Event, MemoryStore
-from features.pipeline import NAMES, Config, Label, prepare
+from features.pipeline import NAMES, Config, prepare
 from features.schema import FeatureSpec
 
 START = 1_700_000_000_000
@@ -136,7 +137,8 @@ def examples(split: Path, part: str) -> pl.DataFrame:
     number = NAMES.index(part)
     found = [opened.requests(block, number) for block in range(len(opened.blocks))]
     requests = pl.concat(frame for frame in found if frame.height)
-    keys = requests.select("row", "user_code", "user_index", "item_index", "timestamp", "label")
+    keys = requests.select("row", "user_code", "user_index", "item_index", "timestamp")
+    keys = keys.with_columns(opened.encoder.outcomes(requests))
     return pl.concat([keys, opened.encoder.encode(requests)], how="horizontal")
 
 
@@ -336,6 +338,35 @@ def test_negatives_were_shown_before_and_not_met_before(tmp_path: Path) -> None:
         assert row["count"] == past.height
 
 
+def test_every_outcome_of_a_row_is_beside_its_features(tmp_path: Path) -> None:
+    table = events().with_columns(
+        value=pl.when(pl.col("value") > 0.2).then(pl.col("value") * 100),
+        finished=pl.col("action") == "buy",
+    )
+    tasks = (
+        Task(name="much", source="value", at_least=50.0),
+        Task(name="amount", source="value", log=True),
+        Task(name="done", source="finished", at_least=1),
+    )
+    split = made(tmp_path / "examples", table, config(tasks=tasks), SPECS) / "time"
+    encoder = Examples.open(split).encoder
+    assert encoder.schema.outcomes == ("click", "much", "amount", "done")
+    amount = encoder.schema.tasks[1]
+    rows = {part: examples(split, part) for part in ("train", "test")}
+    logged = table.head(-2).with_row_index("row")
+    for found in rows.values():
+        truth = found.select("row").cast(pl.UInt32).join(logged, on="row", maintain_order="left")
+        value = truth["value"].to_numpy()
+        learned = {name: found[f"label.{name}"].to_numpy() for name in encoder.schema.outcomes[1:]}
+        np.testing.assert_array_equal(np.isnan(learned["much"]), np.isnan(value))
+        np.testing.assert_array_equal(learned["much"][~np.isnan(value)], value[~np.isnan(value)] >= 50)
+        np.testing.assert_array_equal(learned["done"], truth["finished"].to_numpy())
+        np.testing.assert_allclose(amount.number(learned["amount"]), value, rtol=1e-4)
+    train = rows["train"]["label.amount"].drop_nans()
+    assert train.mean() == pytest.approx(0, abs=1e-5)
+    assert train.std() == pytest.approx(1, abs=1e-5)
+
+
 def test_a_failure_leaves_nothing_and_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("disk full")
@@ -397,6 +428,23 @@ def test_what_does_not_fit_is_one_line(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Task(name="sold", source="sales"), "prepare.tasks.sold: the log's column 'sales' is missing, not a number"),
+        (Task(name="big", source="size"), "prepare.tasks.big: the log's column 'size' is String, not a number"),
+        (Task(name="kind", source="device"), "feature device: 'device' is what task kind predicts"),
+        (Task(name="same", source="one"), "prepare.tasks.same: the training part has fewer than two different numbers"),
+    ],
+)
+def test_a_task_that_does_not_fit_is_one_line(tmp_path: Path, task: Task, message: str) -> None:
+    table = events().with_columns(size=pl.lit("large"), one=pl.lit(2.0))
+    with pytest.raises(InputError) as caught:
+        made(tmp_path / "examples", table, config(tasks=(task,)), SPECS)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_columns_of_the_pipeline_may_not_be_brought_along(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def ranking_reader(source: Memory, rank: int = 0, world: int = 1, *, seed: int =
 def ranking_rows(batch) -> list[tuple[int, int, float, float]]:
     """(item_id, length of history, price, label) of each row that counts."""
     ids, lengths = batch.sparse["item_id"].values(), batch.sparse["history"].lengths()
-    columns = (ids, lengths, batch.dense[:, 0], batch.labels["click"])
+    columns = (ids, lengths, batch.dense[:, 0], batch.labels["outcomes"][:, 0])
     rows = zip(*(column.tolist() for column in columns), strict=True)
     weights = np.ones(len(ids)) if batch.weights is None else batch.weights.numpy()
     assert set(weights) <= {0.0, 1.0}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from recsys import losses
-from recsys.losses import Links, binary, log_loss, softmax
+from recsys.losses import Links, binary, softmax, task_losses
 
 STEPS, ITEMS, WIDTH = 12, 40, 8
 
@@ -198,12 +198,37 @@ def test_parts_sum_to_the_whole(vectors: Vectors):
     of_parts = [binary(user_ND[p], item_ID, target_N[p], negative_N[p], STEPS) for p in parts]
     assert torch.stack(of_parts).sum().item() == pytest.approx(whole.item())
 
-    logits_N, label_N = user_ND[:, 0], (target_N % 2).float()
-    whole = binary_cross_entropy_with_logits(logits_N, label_N)
-    assert sum(log_loss(logits_N[p], label_N[p], STEPS) for p in parts) == pytest.approx(whole.item())
+    logits_NT, outcome_NT = user_ND[:, :2], torch.stack([(target_N % 2).float(), user_ND[:, 3]], dim=1)
+    whole = task_losses(logits_NT, outcome_NT, YES_OR_NO, STEPS, None)
+    of_parts = [task_losses(logits_NT[p], outcome_NT[p], YES_OR_NO, STEPS, None) for p in parts]
+    torch.testing.assert_close(torch.stack(of_parts).sum(0), whole)
+
+
+YES_OR_NO = torch.tensor([True, False])
+
+
+def test_each_task_has_the_loss_of_its_kind():
+    logits_BT = torch.tensor([[0.3, 2.0], [-1.0, 0.0], [7.0, -1.0]])
+    outcome_BT = torch.tensor([[1.0, 1.5], [0.0, -1.0], [0.0, -1.0]])
+    expected = torch.stack(
+        [
+            binary_cross_entropy_with_logits(logits_BT[:, 0], outcome_BT[:, 0]),
+            torch.tensor((0.5**2 + 1.0**2) / 2 / 3),
+        ]
+    )
+    torch.testing.assert_close(task_losses(logits_BT, outcome_BT, YES_OR_NO, 3, None), expected)
+
+
+def test_an_outcome_that_is_not_known_teaches_nothing():
+    logits_BT = torch.tensor([[0.3, 2.0], [-1.0, 0.5]], requires_grad=True)
+    outcome_BT = torch.tensor([[torch.nan, 1.5], [0.0, torch.nan]])
+    task_losses(logits_BT, outcome_BT, YES_OR_NO, 2, None).sum().backward()
+    assert logits_BT.grad is not None
+    assert (logits_BT.grad != 0).tolist() == [[False, True], [True, False]]
+    assert logits_BT.grad.isfinite().all()
 
 
 def test_a_row_of_weight_0_is_no_row():
-    logits_B, label_B = torch.tensor([0.3, -1.0, 7.0]), torch.tensor([1.0, 0.0, 0.0])
-    padded = log_loss(logits_B, label_B, 2, torch.tensor([1.0, 1.0, 0.0]))
-    assert padded.item() == pytest.approx(log_loss(logits_B[:2], label_B[:2], 2).item())
+    logits_BT, outcome_BT = torch.tensor([[0.3], [-1.0], [7.0]]), torch.tensor([[1.0], [0.0], [0.0]])
+    padded = task_losses(logits_BT, outcome_BT, YES_OR_NO[:1], 2, torch.tensor([1.0, 1.0, 0.0]))
+    assert padded.item() == pytest.approx(task_losses(logits_BT[:2], outcome_BT[:2], YES_OR_NO[:1], 2, None).item())

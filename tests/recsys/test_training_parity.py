@@ -101,15 +101,25 @@ MODELS: dict[str, ModelConfig] = {
     ),
     # Adam turns a gradient that is rounding alone into a step of its rate, unless eps is larger.
     "ranker": RankerConfig(train=RankerLoop(epochs=2, batch_size=255), optimizer=optim.Config(eps=1e-5)),
+    "ranker, experts": RankerConfig(
+        kind="dhen",
+        model={"over": {"layers": (16, 8), "experts": 4}},
+        train=RankerLoop(epochs=2, batch_size=255),
+        optimizer=optim.Config(eps=1e-5),
+    ),
     "ranker, weighted bags": RankerConfig(
         train=RankerLoop(epochs=2, batch_size=255, workers=2), optimizer=optim.Config(eps=1e-5)
     ),
 }
-MORE_FORMS = {"ranker": ("mixed",), DESCRIBED: ("mixed", "replicated")}
+FORMS = {
+    "ranker": ("row_wise", "table_wise", "mixed"),
+    "ranker, experts": ("row_wise",),
+    DESCRIBED: ("row_wise", "table_wise", "mixed", "replicated"),
+}
 JOBS = {
     f"{name}, {form}": Job(config, form, weighted="weighted" in name)
     for name, config in MODELS.items()
-    for form in ("row_wise", "table_wise", *MORE_FORMS.get(name, ()))
+    for form in FORMS.get(name, ("row_wise", "table_wise"))
 }
 
 

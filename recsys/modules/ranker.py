@@ -1,11 +1,13 @@
-"""Features as vectors of one width: ids through pooled tables, all numbers through an MLP.
+"""What all rankers share: the arches of DLRM (Naumov et al., 2019, https://arxiv.org/abs/1906.00091) around a middle.
 
-The SparseArch and the DenseArch of DLRM (Naumov et al., 2019, https://arxiv.org/abs/1906.00091).
+Features become vectors of one width, ids through pooled tables, all numbers through an MLP; a model makes of them what
+it makes of them; an over arch turns that into the tasks' predictions.
 
 B examples, F vectors, D their width.
 """
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection
 
@@ -13,21 +15,35 @@ from embeddings.batch import Batch
 from embeddings.tables import bag_tables, means
 from features.errors import InputError
 from features.schema import Schema
+from features.settings import Settings
+from recsys.modules import over_arch
 from recsys.modules.mlp import mlp
+from recsys.modules.over_arch import OverArch
 
 
-class FeatureModel(nn.Module):
-    """What rankers begin with: `sparse_arch`, `dense_arch`, and `vectors`, which a model goes on from.
+class Config(Settings):
+    """What every section [ranker.model] has."""
+
+    dense_layers: tuple[PositiveInt, ...] = Field(default=(64,), min_length=1)
+    """Hidden widths of the dense arch; its last layer has the embeddings' width."""
+    over: over_arch.Config = over_arch.Config()
+    """The over arch."""
+
+
+class Ranker(nn.Module):
+    """`sparse_arch`, `dense_arch` and `vectors`, which a model goes on from to its `over_arch`.
 
     A base class, not a part: initial weights of a table depend on its name in the model, which is DLRM's.
     """
 
-    def __init__(self, schema: Schema, dense_layers: tuple[int, ...], device: torch.device) -> None:
+    over_arch: OverArch
+
+    def __init__(self, config: Config, schema: Schema, device: torch.device) -> None:
         """Tables are made on `device`.
 
         Args:
+            config: of the arches.
             schema: of the examples.
-            dense_layers: hidden widths of the dense arch; D follows them.
             device: of the tables.
 
         Raises:
@@ -45,7 +61,7 @@ class FeatureModel(nn.Module):
         self.bags = frozenset(feature.name for feature in schema.embedded if feature.kind == "bag")
         self.features = len(self.keys) + bool(schema.dense)
         self.sparse_arch = EmbeddingBagCollection(tables=bag_tables(schema), is_weighted=schema.weighted, device=device)
-        widths = (schema.dense_width, *dense_layers, self.dim)
+        widths = (schema.dense_width, *config.dense_layers, self.dim)
         self.dense_arch = mlp(widths, last_linear=False) if schema.dense else None
 
     def vectors(self, batch: Batch) -> Tensor:
@@ -57,3 +73,7 @@ class FeatureModel(nn.Module):
             assert batch.dense is not None
             found.insert(0, self.dense_arch(batch.dense))
         return torch.stack(found, dim=1)
+
+    def auxiliary(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """This rank's share of what is added to the loss."""
+        return self.over_arch.balance_loss(outputs, batch)
