@@ -30,6 +30,7 @@ VERBS = {
     "export": "checkpoints → bundle",
     "evaluate": "bundle → quality",
     "replay": "bundle and the held-out tail of the log → quality in time, latency",
+    "explain": "why somebody's feed is what it is: experts and features behind each item",
     "plan": "where the tables would go on so many ranks, and why; or what cluster a model needs",
     "probe": "start the server, ask it for a feed, compare with the recommender's own",
     "serve": "serve the bundle over HTTP until interrupted",
@@ -52,6 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
             verb.add_argument(
                 "--fresh", action="store_true", help="begin at the beginning, even where a training can be taken up"
             )
+        if name == "explain":
+            verb.add_argument("--user", required=True, help="whose feed")
+            verb.add_argument("--k", type=int, default=5, help="items of the feed")
+            verb.add_argument("--at", type=int, metavar="MS", help="Unix time, ms; the end of the log if not given")
         if name == "plan":
             verb.add_argument("--world-size", type=int, metavar="N", help="ranks; as configured if not given")
             verb.add_argument("--local-world-size", type=int, metavar="M", help="ranks of a host")
@@ -113,6 +118,9 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     if verb == "run":
         _run(run, known.engine, overrides, as_json=as_json)
         return
+    if verb == "explain":
+        _explain(run, known)
+        return
     if verb == "probe":
         _probe(run)
     elif verb not in ("prepare", "train"):
@@ -161,6 +169,17 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> None:
         _print_json(found)
     else:
         show(found)
+
+
+def _explain(run: "Run", known: argparse.Namespace) -> None:
+    from recsys import explain
+
+    recommender = explain.served(run.bundle(run.config.served_split), run.config.recommend)
+    found = explain.explain(recommender, explain.request_of(recommender, known.user, known.k, known.at))
+    if known.json:
+        _print_json({"user": known.user, "feed": explain.as_json(found)})
+    else:
+        explain.show(f"user {known.user}", found, recommender.encoder.schema)
 
 
 def _nothing_to_do(path: Path, overrides: list[str], *, as_json: bool) -> bool:
