@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import torch
 
 from embeddings.batch import Columns
 from features import registry
@@ -19,12 +20,17 @@ from features.online import MemoryStore
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.evaluate_index import evaluate_index
+from recsys.experts import specialities
 from recsys.inference import Config, Recommender, Request
-from recsys.metrics import Outcomes, coverage, next_item_metrics, outcome_metrics, rank_of
+from recsys.metrics import coverage, next_item_metrics, outcome_metrics, rank_of
+from recsys.roles import predictions
 from recsys.scorer import Scorer
 
 BATCH = 256
 """Requests scored together."""
+
+EXPLAINED = 100_000
+"""Examples, about, from which it is found what experts specialise in."""
 
 LIST = 10
 """Length of the lists whose coverage and popularity are reported."""
@@ -82,23 +88,37 @@ def evaluate_retrieval(
     return found
 
 
-def evaluate_ranking(directory: Path, examples: Path) -> Outcomes:
-    """Metrics by task of the bundle's ranker on the split's test examples, see `outcome_metrics`."""
+def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
+    """The bundle's ranker on the split's test examples.
+
+    Returns:
+        `ranking`: by task, see `outcome_metrics`; `experts`, where it has some: see `specialities`, of at most
+        EXPLAINED examples.
+    """
     bundle = bundles.load(directory)
-    recommender = Recommender(bundle, MemoryStore(), Config())
-    found: dict[str, list[np.ndarray]] = {"predicted": [], "outcome": [], "user": []}
     schema = bundle.encoder.schema
+    found: dict[str, list[np.ndarray]] = {"predicted": [], "outcome": [], "user": []}
+    looked_at: list[Columns] = []
+    gates: list[np.ndarray] = []
     for block in Examples.open(examples).of_part(2):
         columns = Columns.of(block, schema)
-        assert columns.labels is not None
-        assert columns.user is not None
         for first in range(0, columns.rows, 64 * BATCH):
             part = columns.take(np.arange(first, min(first + 64 * BATCH, columns.rows)))
-            found["predicted"].append(recommender.predictions(part.batch()))
+            with torch.inference_mode():
+                outputs = bundle.ranker(part.batch())
+            found["predicted"].append(predictions(outputs["logits_BT"], schema).numpy())
+            if "gates_BTE" in outputs and sum(columns.rows for columns in looked_at) < EXPLAINED:
+                looked_at.append(part)
+                gates.append(outputs["gates_BTE"].numpy())
+        assert columns.labels is not None
+        assert columns.user is not None
         found["outcome"].append(columns.labels)
         found["user"].append(columns.user)
     predicted, outcome, user = (np.concatenate(parts) for parts in found.values())
-    return outcome_metrics(schema, predicted, outcome, user)
+    result: dict[str, Any] = {"ranking": outcome_metrics(schema, predicted, outcome, user)}
+    if gates:
+        result["experts"] = specialities(Columns.join(looked_at), np.concatenate(gates))
+    return result
 
 
 def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settings]) -> dict[str, Scorer]:

@@ -223,7 +223,7 @@ class Run:
                 )
             served = self.config.served_split
             found = evaluate.evaluate_ranking(self.bundle(served), self.examples(served))
-            return result | {"ranking": found, "ranking_split": served}
+            return result | found | {"ranking_split": served}
 
         self._result("evaluate", work)
 

@@ -89,6 +89,8 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
         for task, found in tasks.items():
             table.add_row(task, *(f"{found[name]:.4f}" for name in names))
         console.print(table)
+    for task, experts in results.get("experts", {}).items():
+        console.print(f"Experts on {task}: {'; '.join(expert_lines(experts))}.", highlight=False)
     replay = results["replay"]
     latency = replay["latency_ms"]
     console.print(
@@ -110,6 +112,15 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds"].items())
     console.print(f"Time: {took}; peak memory {results['peak_memory_mb'] / 1000:.1f} GB.")
     console.print(f"Report: {page}")
+
+
+def expert_lines(experts: list[dict[str, Any]]) -> list[str]:
+    """What a task hears of each expert, and for what most, in words."""
+    lines: list[str] = []
+    for number, expert in enumerate(experts, start=1):
+        most = [f"{one['feature']} {one['value']} ({one['times']:.1f} times)" for one in expert["more"]]
+        lines.append(f"{number} speaks {expert['share']:.0%}" + (f", more for {', '.join(most)}" if most else ""))
+    return lines
 
 
 def export_lines(found: dict[str, Any]) -> list[str]:
