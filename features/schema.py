@@ -112,6 +112,11 @@ class Schema(Settings):
         return (self.label, *(task.name for task in self.tasks))
 
     @property
+    def binary(self) -> tuple[bool, ...]:
+        """Whether each of them is yes or no; the others are numbers."""
+        return (True, *(task.binary for task in self.tasks))
+
+    @property
     def embedded(self) -> tuple[FeatureSpec, ...]:
         """Sparse and bag features, in order: the keys of the batch's KeyedJaggedTensor."""
         return tuple(feature for feature in self.features if feature.kind in ("sparse", "bag"))

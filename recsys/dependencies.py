@@ -38,7 +38,7 @@ _TRAINING = (
 )
 _FEED = (
     "recsys/index",
-    *(f"recsys/{name}.py" for name in ("inference", "bundle", "scorer", "losses", "metrics")),
+    *(f"recsys/{name}.py" for name in ("inference", "blend", "diversity", "bundle", "scorer", "losses", "metrics")),
 )
 SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),

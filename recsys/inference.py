@@ -17,6 +17,7 @@ from pydantic import Field
 from embeddings.batch import Batch, Columns
 from embeddings.histories import Histories
 from features import pipeline
+from features.counters import milliseconds
 from features.encoder import Encoder
 from features.errors import InputError
 from features.fold import Plan
@@ -26,6 +27,8 @@ from features.online import Event, Id, StateStore
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.baselines import popularity
+from recsys.blend import Blend
+from recsys.blend import Config as BlendConfig
 from recsys.bundle import Bundle
 from recsys.index.protocol import Lists
 from recsys.roles import predictions
@@ -45,10 +48,8 @@ class Config(Settings):
     """Items at the ends of the best paths that are scored, about; what the graph joins to a history comes on top."""
     path_weight: float = Field(default=0.0, ge=0)
     """Weight of the log-probability of its path in the score of an item."""
-    retriever_weight: float = Field(default=1.0, ge=0)
-    """Weight of the retriever's score in the blend."""
-    ranker_weight: float = Field(default=1.0, ge=0)
-    """Weight of the log of the ranker's probability in the blend."""
+    blend: BlendConfig = BlendConfig()
+    """What becomes of what was retrieved and ranked."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Request:
     timestamp: int | None = None
     """Unix time, ms; None: now."""
     exclude_seen: bool = True
-    """Leave out what is in the person's history."""
+    """Leave out what is in the person's history, for as long as `[recommend.blend] seen_again_after` says."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """Values of the log's context columns."""
 
@@ -71,10 +72,13 @@ class Recommended:
 
     item_id: Id
     score: float
-    """What the feed is ordered by."""
+    """The blend's value of the item, by which the feed is ordered where the config asks for nothing else."""
     retrieval_score: float
     probability: float | None
-    """The ranker's; None where there was no ranking."""
+    """The ranker's of its main task; None where there was no ranking."""
+    propensity: float | None
+    """The chance that this item had to be shown at this place, given those above; 1 where nothing is left to chance,
+    None where the feed explores at no place."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,12 @@ class Recommender:
         Args:
             bundle: what was exported.
             store: histories and counters; fill an empty one with `seed`.
-            config: numbers of the blend.
+            config: how to retrieve and blend.
             scorer: a retriever to use instead of the bundle's.
             rank: whether to rank what was retrieved.
+
+        Raises:
+            InputError: the config asks for what the bundle does not have.
         """
         self.bundle, self.store, self.config, self.rank = bundle, store, config, rank
         self.encoder: Encoder = bundle.encoder
@@ -127,6 +134,14 @@ class Recommender:
                     "retriever.kind = 'hierarchical', or set recommend.index = 'exact'"
                 )
             self.searcher = TreeSearcher(learned, bundle.tree, config.beam, config.budget, config.path_weight)
+        self.blend = Blend(config.blend, bundle.items, self.encoder.schema)
+        again = config.blend.seen_again_after
+        self.seen_ms = None if again is None else milliseconds(again)
+        if again is not None and not bundle.facts["has_clock"]:
+            raise InputError(
+                f"{bundle.directory}: recommend.blend.seen_again_after = {again!r}, but the log has no clock; "
+                "take it out"
+            )
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
 
     def seed(self) -> bool:
@@ -146,34 +161,35 @@ class Recommender:
             histories = [self.store.history(request.user_id) for request in requests]
         with clock("retrieve"):
             retrieved_BR, score_BR = self.retrieve(requests, histories)
-        probability_BR: np.ndarray | None = None
-        blended_BR = self.config.retriever_weight * score_BR
+        times_B = _times(requests)
+        prediction_BRT: np.ndarray | None = None
         if self.rank:
             with clock("features"):
-                now = time.time_ns() // 1_000_000
                 asked = [
-                    Asked(request.user_id, now if request.timestamp is None else request.timestamp, request.context)
-                    for request in requests
+                    Asked(request.user_id, moment, request.context)
+                    for request, moment in zip(requests, times_B.tolist(), strict=True)
                 ]
                 examples = self.instant.encode(asked, histories, retrieved_BR, self.store)
             with clock("rank"):
                 columns = Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
-                probability_BR = self.predictions(columns.batch())[:, 0].reshape(retrieved_BR.shape)
-                blended_BR = blended_BR + self.config.ranker_weight * np.log(np.maximum(probability_BR, _TINY))
+                prediction_BRT = self.predictions(columns.batch()).reshape(*retrieved_BR.shape, -1)
         with clock("blend"):
-            order_BR = np.argsort(-blended_BR, axis=1, kind="stable")
+            value_BR = self.blend.values(score_BR, prediction_BRT)
+            users, longest = [request.user_id for request in requests], max(request.k for request in requests)
+            places = self.blend.fill(value_BR, retrieved_BR, users, times_B, longest)
         return [
             Response(
                 user_id=request.user_id,
                 items=tuple(
                     Recommended(
-                        item_id=self.item_ids[retrieved_BR[b, place]],
-                        score=float(blended_BR[b, place]),
-                        retrieval_score=float(score_BR[b, place]),
-                        probability=None if probability_BR is None else float(probability_BR[b, place]),
+                        item_id=self.item_ids[retrieved_BR[b, r]],
+                        score=float(value_BR[b, r]),
+                        retrieval_score=float(score_BR[b, r]),
+                        probability=None if prediction_BRT is None else float(prediction_BRT[b, r, 0]),
+                        propensity=None if places.propensities_BK is None else float(places.propensities_BK[b, place]),
                     )
-                    for place in order_BR[b, : request.k]
-                    if np.isfinite(score_BR[b, place])
+                    for place, r in enumerate(places.candidates_BK[b, : request.k])
+                    if r >= 0
                 ),
                 source="model" if any(event.item_id in self.item_index for event in histories[b]) else "popularity",
                 latency_ms=clock.milliseconds,
@@ -193,11 +209,11 @@ class Recommender:
         items_BR = np.zeros((len(requests), min(count, len(self.item_ids) - 1)), dtype=np.int64)
         score_BR = np.full(items_BR.shape, -np.inf, dtype=np.float32)
         if known_B.any():
-            asked = past.users(known_B)
-            hides_B = np.array([request.exclude_seen for request in requests])[known_B]
-            edges = np.concatenate([[0], np.cumsum(np.where(hides_B, asked.lengths_B, 0))])
-            seen = Lists(asked.items_N[np.repeat(hides_B, asked.lengths_B)], edges)
-            found = self.searcher.search(asked, items_BR.shape[1], seen)
+            # Those who are not known have no steps, so that the steps of the others are all there are.
+            hidden_N = self._hidden(requests, past)
+            counts_B = np.bincount(past.rows_N[hidden_N], minlength=len(requests))[known_B]
+            hidden = Lists(past.items_N[hidden_N], np.concatenate([[0], np.cumsum(counts_B)]))
+            found = self.searcher.search(past.users(known_B), items_BR.shape[1], hidden)
             items_BR[known_B], score_BR[known_B] = found.items_Bk, found.scores_Bk
         if not known_B.all():
             strangers = [place for place in range(len(requests)) if not known_B[place]]
@@ -206,28 +222,34 @@ class Recommender:
         return items_BR, score_BR
 
     def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
-        """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is asked for."""
+        """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is hidden."""
         past = self._past(requests, histories)
         score_BI = np.array(self.scorer.scores(past))
         stranger_B = past.lengths_B == 0
         score_BI[stranger_B] = self.fallback.log_count_I
         score_BI[:, 0] = -np.inf
-        seen = np.repeat([request.exclude_seen for request in requests], past.lengths_B)
-        score_BI[past.rows_N[seen], past.items_N[seen]] = -np.inf
+        hidden_N = self._hidden(requests, past)
+        score_BI[past.rows_N[hidden_N], past.items_N[hidden_N]] = -np.inf
         return score_BI
+
+    def _hidden(self, requests: Sequence[Request], past: Histories) -> np.ndarray:
+        """Whether the item of each step must not be shown; bool [N]."""
+        hidden_N = np.repeat([request.exclude_seen for request in requests], past.lengths_B)
+        if self.seen_ms is None:
+            return hidden_N
+        return hidden_N & (past.timestamps_N > np.repeat(past.asked_B, past.lengths_B) - self.seen_ms)
 
     def _past(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> Histories:
         """What of the histories the retriever knows."""
         known = [[event for event in history if event.item_id in self.item_index] for history in histories]
         events = [event for history in known for event in history]
-        now = time.time_ns() // 1_000_000
         actions = self.moment.actions
         return Histories(
             items_N=np.array([self.item_index[event.item_id] for event in events], dtype=np.int64),
             lengths_B=np.array([len(history) for history in known], dtype=np.int64),
             timestamps_N=np.array([event.timestamp for event in events], dtype=np.int64),
             actions_N=np.array([actions.get(event.action, -1) for event in events], dtype=np.int16),
-            asked_B=np.array([now if r.timestamp is None else r.timestamp for r in requests], dtype=np.int64),
+            asked_B=_times(requests),
         )
 
     def predictions(self, batch: Batch) -> np.ndarray:
@@ -255,8 +277,11 @@ class Recommender:
 _NO_ITEM = ""
 """Stands at index 0, which is never shown; a list is filled up with it where the catalogue is shorter."""
 
-_TINY = float(np.finfo(np.float32).tiny)
-"""A probability that has underflowed is taken for this, so that its logarithm is a number."""
+
+def _times(requests: Sequence[Request]) -> np.ndarray:
+    """When each is asked, Unix time in ms; int64 [B]."""
+    now = time.time_ns() // 1_000_000
+    return np.array([now if request.timestamp is None else request.timestamp for request in requests], dtype=np.int64)
 
 
 def _top(score_BI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -93,7 +93,7 @@ def outcome_metrics(schema: Schema, predicted_ET: np.ndarray, outcome_ET: np.nda
         predicted, outcome = predicted_ET[known_E, place], outcome_ET[known_E, place]
         metrics: dict[str, float] = {}
         if known_E.any():
-            binary = place == 0 or schema.tasks[place - 1].binary
+            binary = schema.binary[place]
             metrics = pointwise_metrics(predicted, outcome, group_E[known_E]) if binary else {}
             metrics |= {"base_rate": float(outcome.mean())} if binary else number_metrics(predicted, outcome)
         found[name] = metrics | {"examples": int(known_E.sum())}

@@ -294,7 +294,7 @@ def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.devic
 def predictions(logits_BT: Tensor, schema: Schema) -> Tensor:
     """What a ranker's outputs say: probabilities, or of tasks that are numbers these, standardised; float32 [B, T]."""
     logits_BT = logits_BT.detach().float()
-    binary_T = torch.tensor([True, *(task.binary for task in schema.tasks)], device=logits_BT.device)
+    binary_T = torch.tensor(schema.binary, device=logits_BT.device)
     return torch.where(binary_T, torch.sigmoid(logits_BT), logits_BT)
 
 

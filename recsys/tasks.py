@@ -103,8 +103,7 @@ class RankingTask(nn.Module):
                 raise InputError(f"ranker.loss.weights.{name} names no task; there are: {', '.join(schema.outcomes)}")
         weights = torch.tensor([config.weights.get(name, 1.0) for name in schema.outcomes])
         self.register_buffer("weight_T", weights, persistent=False)
-        binary = torch.tensor([True, *(task.binary for task in schema.tasks)])
-        self.register_buffer("binary_T", binary, persistent=False)
+        self.register_buffer("binary_T", torch.tensor(schema.binary), persistent=False)
         self.noise_T = nn.Parameter(torch.zeros(len(schema.outcomes))) if config.learned else None
         """The logarithm of each task's variance."""
 

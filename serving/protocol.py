@@ -33,9 +33,12 @@ class FeedItem(Message):
 
     item_id: int | str
     title: str
-    score: float = Field(description="what the feed is ordered by")
+    score: float = Field(description="the value of the item, by which the feed is ordered unless its config says more")
     retrieval_score: float
     probability: float | None = Field(description="the ranker's probability of the label")
+    propensity: float | None = Field(
+        description="chance of this item at this place, given those above; null where nothing is ever left to chance"
+    )
 
 
 class RecommendResponse(Message):

@@ -27,6 +27,7 @@ async def recommend(asked: RecommendRequest, service: Serving) -> RecommendRespo
                 score=item.score,
                 retrieval_score=item.retrieval_score,
                 probability=item.probability,
+                propensity=item.propensity,
             )
             for item in response.items
         ],

@@ -76,6 +76,60 @@ def test_a_stranger_gets_what_is_popular(client: TestClient) -> None:
     assert len(answer["items"]) == 5
 
 
+def test_chances_travel_with_a_feed_and_a_feed_asked_for_again_is_the_same(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    blend = {
+        "diversity": {"strength": 0.3},
+        "caps": {"most": 4},
+        "exploration": {"slots": [2, 5], "pool": 20},
+    }
+    recommend = inference.Config.model_validate({"blend": blend})
+    bundle = finished_run.directory / "bundle" / "time"
+    service = Service(bundle, recommend, StoreConfig(durable=False), tmp_path)
+    own = Recommender(bundles.load(bundle), MemoryStore(), recommend)
+    own.seed()
+    with TestClient(build(service)) as client:
+        asked = {"user_id": 1, "k": 8, "timestamp": 1_800_000_000_000}
+        items = client.post("/v1/recommend", json=asked).json()["items"]
+        assert client.post("/v1/recommend", json=asked).json()["items"] == items
+    service.recommender.store.close()
+    assert [place for place, item in enumerate(items, start=1) if item["propensity"] < 1] == [2, 5]
+    assert all(1 / 20 <= items[place - 1]["propensity"] <= 1 / 8 for place in (2, 5))
+    expected = own.recommend(Request(user_id=1, k=8, timestamp=1_800_000_000_000))
+    assert [item["item_id"] for item in items] == [item.item_id for item in expected.items]
+    assert [item["propensity"] for item in items] == [item.propensity for item in expected.items]
+
+
+def test_a_feed_that_leaves_nothing_to_chance_has_no_propensities(client: TestClient) -> None:
+    items = client.post("/v1/recommend", json={"user_id": 1, "k": 5}).json()["items"]
+    assert [item["propensity"] for item in items] == [None] * 5
+
+
+@pytest.mark.parametrize("index", ["exact", "tree"])
+def test_what_was_seen_comes_again_when_its_time_is_over(finished_run: FinishedRun, index: str) -> None:
+    loaded = bundles.load(finished_run.directory / "bundle" / "time")
+    config = {"retrieved": 500, "index": index, "budget": 500, "blend": {"seen_again_after": "7d"}}
+    own = Recommender(loaded, MemoryStore(), inference.Config.model_validate(config))
+    own.seed()
+    users = [user for user in loaded.users["user_id"].to_list()[1:] if len(own.store.history(user)) > 5][:10]
+    weeks = [own.store.history(user)[-1].timestamp + 3 * 86_400_000 for user in users]
+    requests = [
+        Request(user_id=user, k=500, timestamp=now, exclude_seen=hides)
+        for hides in (True, False)
+        for user, now in zip(users, weeks, strict=True)
+    ]
+    feeds = [{item.item_id for item in response.items} for response in own.recommend_many(requests)]
+    again = 0
+    for hiding, showing, user, now in zip(feeds, feeds[len(users) :], users, weeks, strict=False):
+        history = own.store.history(user)
+        recent = {event.item_id for event in history if event.timestamp > now - 7 * 86_400_000}
+        assert recent
+        assert hiding == showing - recent
+        again += len({event.item_id for event in history} & hiding)
+    assert again > 0
+
+
 def test_a_feed_is_never_longer_than_what_is_left(client: TestClient) -> None:
     shown = client.post("/v1/recommend", json={"user_id": 1, "k": 500}).json()["items"]
     seen = {event["item_id"] for event in client.get("/v1/users/1/history").json()["events"]}
