@@ -65,6 +65,8 @@ class Batch(Pipelineable):
     """float32 [B]; None: all 1."""
     share: Share | None = None
     """Place in the global batch; None outside of training."""
+    together: int = 1
+    """So many rows that follow each other are candidates of one request, and of one history."""
 
     @property
     def known(self) -> Known:
@@ -207,12 +209,13 @@ class Columns:
         )
         return Columns(self.schema, len(rows), ids, offsets, weights, dense, labels, user)
 
-    def batch(self, share: Share | None = None, weights: np.ndarray | None = None) -> Batch:
+    def batch(self, share: Share | None = None, weights: np.ndarray | None = None, together: int = 1) -> Batch:
         """All rows as a batch.
 
         Args:
             share: place in the global batch.
             weights: of the rows; None: all 1.
+            together: see `Batch`.
         """
         lengths = np.ones((len(self.ids), self.rows), dtype=np.int64)
         for length, edges in zip(lengths, self.offsets, strict=True):
@@ -230,6 +233,7 @@ class Columns:
             labels=None if self.labels is None else {"outcomes": torch.from_numpy(self.labels)},
             weights=None if weights is None else torch.from_numpy(weights.astype(np.float32)),
             share=share,
+            together=together,
         )
 
     def _pooling(self, lengths: np.ndarray) -> np.ndarray:

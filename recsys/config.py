@@ -77,6 +77,8 @@ class RunConfig(Settings):
         tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
         embedded = {feature.name for feature in self.features if feature.kind in ("sparse", "bag")}
         tables |= {content_table(name) for name in self.retriever.items.content if name in embedded}
+        if self.ranker.model.get("attention") is not None:
+            tables |= {f"{feature.table_name}_attended" for feature in self.features if feature.kind == "sparse"}
         named = [
             ("sharding.tables", self.sharding.tables),
             ("tables.overrides", self.tables.overrides),

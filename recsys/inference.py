@@ -172,7 +172,9 @@ class Recommender:
                 examples = self.instant.encode(asked, histories, retrieved_BR, self.store)
             with clock("rank"):
                 columns = Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
-                prediction_BRT = self.predictions(columns.batch()).reshape(*retrieved_BR.shape, -1)
+                prediction_BRT = self.predictions(columns.batch(together=retrieved_BR.shape[1])).reshape(
+                    *retrieved_BR.shape, -1
+                )
         with clock("blend"):
             value_BR = self.blend.values(score_BR, prediction_BRT)
             users, longest = [request.user_id for request in requests], max(request.k for request in requests)

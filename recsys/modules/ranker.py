@@ -16,9 +16,10 @@ from embeddings.tables import bag_tables, means
 from features.errors import InputError
 from features.schema import Schema
 from features.settings import Settings
-from recsys.modules import over_arch
+from recsys.modules import over_arch, target_attention
 from recsys.modules.mlp import mlp
 from recsys.modules.over_arch import OverArch
+from recsys.modules.target_attention import TargetAttention
 
 
 class Config(Settings):
@@ -26,6 +27,8 @@ class Config(Settings):
 
     dense_layers: tuple[PositiveInt, ...] = Field(default=(64,), min_length=1)
     """Hidden widths of the dense arch; its last layer has the embeddings' width."""
+    attention: target_attention.Config | None = None
+    """What the candidate finds in the history, as one more vector; None: there is no such."""
     over: over_arch.Config = over_arch.Config()
     """The over arch."""
 
@@ -59,19 +62,22 @@ class Ranker(nn.Module):
         self.dim = dims[0]
         self.keys = [feature.name for feature in schema.embedded]
         self.bags = frozenset(feature.name for feature in schema.embedded if feature.kind == "bag")
-        self.features = len(self.keys) + bool(schema.dense)
+        self.features = len(self.keys) + bool(schema.dense) + (config.attention is not None)
         self.sparse_arch = EmbeddingBagCollection(tables=bag_tables(schema), is_weighted=schema.weighted, device=device)
+        self.attention = None if config.attention is None else TargetAttention(config.attention, schema, device)
         widths = (schema.dense_width, *config.dense_layers, self.dim)
         self.dense_arch = mlp(widths, last_linear=False) if schema.dense else None
 
     def vectors(self, batch: Batch) -> Tensor:
-        """[B, F, D]: the numbers first, if there are some, then the embedded features in the schema's order."""
+        """[B, F, D]: the numbers, if there are some, embedded features in the schema's order, what was attended to."""
         assert batch.sparse is not None
         pooled = means(self.sparse_arch(batch.sparse), batch.sparse, self.bags)
         found = [pooled[key] for key in self.keys]
         if self.dense_arch is not None:
             assert batch.dense is not None
             found.insert(0, self.dense_arch(batch.dense))
+        if self.attention is not None:
+            found.append(self.attention(batch.sparse, batch.together))
         return torch.stack(found, dim=1)
 
     def auxiliary(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embeddings.batch import Batch, Share, ranking_batch
+from embeddings.batch import Batch, Columns, Share, ranking_batch
 from embeddings.catalogue import Catalogue
 from embeddings.histories import Histories, retrieval_batch
 from embeddings.sharding import table_parameters
@@ -168,7 +168,10 @@ def cases() -> list[Case]:
         module = registry.load("recsys.models", name, "kind")
         plain = {"plain": (PLAIN, {})}
         both = plain | {"described": (DESCRIBED, {})}
-        ranked = plain | {"experts": (PLAIN, {"over": {"layers": (16, 8), "experts": 4, "top": 2}})}
+        ranked = plain | {
+            "experts": (PLAIN, {"over": {"layers": (16, 8), "experts": 4, "top": 2}}),
+            "attending": (PLAIN, {"attention": {"steps": 3}}),
+        }
         variants = VARIANTS.get(name, ranked if module.ROLE == "ranker" else both)
         found += [Case(module, f"{name}: {variant}", *made_of) for variant, made_of in variants.items()]
     return found
@@ -385,3 +388,16 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(case: Case):
         backwards = model(ranking_batch(frame.reverse(), SCHEMA))["logits_BT"].flip(0)
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
     torch.testing.assert_close(backwards, together, atol=1e-5, rtol=0)
+
+
+@models("ranker")
+def test_candidates_of_one_request_need_its_history_once(case: Case):
+    model = case.made()
+    frame = examples(4)
+    frame = pl.concat([frame[row : row + 1] for row in range(4) for _ in range(5)]).with_columns(
+        item_id=np.arange(20) % (ITEMS + 1)
+    )
+    columns = Columns.of(frame, SCHEMA)
+    with torch.inference_mode():
+        alone, together = (model(columns.batch(together=count))["logits_BT"] for count in (1, 5))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
