@@ -88,7 +88,7 @@ class RunConfig(Settings):
             for name in names:
                 if name not in tables:
                     raise ValueError(f"{section}.{name} names no table; known: {', '.join(sorted(tables))}")
-        self.recommend.blend.weights_of([self.prepare.label.name])
+        self.recommend.blend.weights_of([self.prepare.label.name, *(task.name for task in self.prepare.tasks)])
         forms = {name: table.form for name, table in self.sharding.tables.items()}
         collisions.check(self.tables.managed, self.features, forms, self.launch.nproc)
         return self
