@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from features.settings import Settings
 from recsys.interactions._contract import Interaction
+from recsys.interactions.compression import mixtures
 
 
 class Config(Settings):
@@ -30,8 +31,8 @@ class FactorisationMachine(Interaction):
 
     def forward(self, x_BFD: Tensor) -> Tensor:
         """[B, F, D] → [B, K]."""
-        mixed_BDC = self.mix(x_BFD.transpose(1, 2))
-        return self.norm(torch.bmm(x_BFD, mixed_BDC).flatten(1))
+        mixed_BCD = mixtures(self.mix.weight, x_BFD)
+        return self.norm(torch.bmm(x_BFD, mixed_BCD.transpose(1, 2)).flatten(1))
 
 
 def build(config: Config, features: int, dim: int) -> FactorisationMachine:

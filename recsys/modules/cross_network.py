@@ -3,6 +3,7 @@
 B examples, K numbers of all features.
 """
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,5 +20,5 @@ class CrossNetwork(nn.Module):
         """Of the same shape."""
         y_BK = x_BK
         for narrow, widen in zip(self.narrow, self.widen, strict=True):
-            y_BK = x_BK * widen(narrow(y_BK)) + y_BK
+            y_BK = torch.addcmul(y_BK, x_BK, widen(narrow(y_BK)))
         return y_BK

@@ -4,8 +4,8 @@ A layer gives the same features to several interaction modules, brings what they
 onto a projected shortcut, and normalises: xₙ₊₁ = norm(Σᵢ projectionᵢ(interactionᵢ(xₙ)) + shortcut(xₙ)). So the layer
 after it sees interactions of interactions of several kinds.
 
-A sum of projections is one projection of what is put side by side, so a layer multiplies twice, whatever the number of
-its modules: once for all vectors, the shortcut among them, and once for all numbers.
+Projections of numbers are summed by one product of all that is put side by side. Those of vectors, the shortcut among
+them, are added up as they come: side by side they would be the largest tensor of the layer, and a copy.
 
 B examples, F features, D their common width, G vectors after a layer, V vectors and K numbers of all modules.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys.interactions._contract import Interaction
+from recsys.interactions.compression import mixtures
 
 
 class DHENLayer(nn.Module):
@@ -42,9 +43,12 @@ class DHENLayer(nn.Module):
     def forward(self, x_BFD: Tensor) -> Tensor:
         """[B, F, D] → [B, G, D]."""
         found = [module(x_BFD) for module in self.interactions]
-        vectors = [y for y, vectors in zip(found, self.of_vectors, strict=True) if vectors]
-        y_BGD = torch.matmul(self.mix.weight, torch.cat([x_BFD, *vectors], dim=1))
+        vectors = [x_BFD, *(y for y, vectors in zip(found, self.of_vectors, strict=True) if vectors)]
+        weights = self.mix.weight.split([part.shape[1] for part in vectors], dim=1)
+        y_BGD = mixtures(weights[0], x_BFD)
         if self.numbers is not None:
             numbers = [y for y, vectors in zip(found, self.of_vectors, strict=True) if not vectors]
             y_BGD = y_BGD + self.numbers(torch.cat(numbers, dim=1)).view_as(y_BGD)
+        for weight_GV, part_BVD in zip(weights[1:], vectors[1:], strict=True):
+            y_BGD = mixtures(weight_GV, part_BVD, onto=y_BGD)
         return self.norm(y_BGD)

@@ -35,5 +35,5 @@ class WukongLayer(nn.Module):
 
     def forward(self, x_BFD: Tensor) -> Tensor:
         """[B, F, D] → [B, G, D]."""
-        products_BCD = self.products(self.machine(x_BFD)).view(len(x_BFD), -1, x_BFD.shape[2])
+        products_BCD = self.products(self.machine(x_BFD)).unflatten(1, (-1, x_BFD.shape[2]))
         return self.norm(torch.cat([products_BCD, self.compression(x_BFD)], dim=1) + self.shortcut(x_BFD))

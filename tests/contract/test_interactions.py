@@ -98,15 +98,17 @@ def test_attention_follows_a_permutation_of_the_features():
         attention.build(attention.Config(heads=3), FEATURES, DIM)
 
 
-def test_a_layer_of_an_ensemble_is_the_sum_of_its_parts():
-    """Its two products are those of each module with its own columns of the weights, and of the shortcut, added up."""
+@pytest.mark.parametrize("names", [NAMES, ["cross", "compression"], ["dot", "deep"]], ids=["all", "vectors", "numbers"])
+def test_a_layer_of_an_ensemble_is_the_sum_of_its_parts(names: list[str]):
+    """A projection of each module with its own columns of the weights, and of the shortcut, added up."""
     torch.manual_seed(0)
-    modules = [registry.load("recsys.interactions", name, "") for name in NAMES]
+    modules = [registry.load("recsys.interactions", name, "") for name in names]
     built = [module.build(module.Config(), FEATURES, DIM) for module in modules]
     layer = DHENLayer(built, FEATURES, DIM, out=3).eval()
     x_BFD = some()
-    assert layer.numbers is not None
-    y_BGD = layer.mix.weight[:, :FEATURES] @ x_BFD + layer.numbers.bias.view(3, DIM)
+    y_BGD = layer.mix.weight[:, :FEATURES] @ x_BFD
+    if layer.numbers is not None:
+        y_BGD = y_BGD + layer.numbers.bias.view(3, DIM)
     vector, number = FEATURES, 0
     for interaction in built:
         found = interaction(x_BFD)
@@ -114,6 +116,7 @@ def test_a_layer_of_an_ensemble_is_the_sum_of_its_parts():
             y_BGD = y_BGD + layer.mix.weight[:, vector : vector + interaction.out_vectors] @ found
             vector += interaction.out_vectors
         else:
+            assert layer.numbers is not None
             columns = layer.numbers.weight[:, number : number + interaction.out_dim]
             y_BGD = y_BGD + (found @ columns.T).view(BATCH, 3, DIM)
             number += interaction.out_dim
