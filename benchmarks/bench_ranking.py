@@ -36,7 +36,7 @@ SMALL = {"fm": {"rank": 4}, "cross": {"rank": 16}, "deep": {"layers": (32,)}}
 WIDE = {"dot": {}, "cross": {}, "attention": {}, "deep": {}}
 """What `recsys.models.dhen` has by default."""
 RANKERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "dhen": ("dhen", {"layers": 3, "features": 8, "interactions": SMALL, "over_layers": (64,)}),
+    "dhen": ("dhen", {"layers": 3, "features": 8, "interactions": SMALL, "over": {"layers": (64,)}}),
     "dhen_default": ("dhen", {"layers": 3, "interactions": WIDE}),
     "dlrm": ("dlrm", {}),
     "dcnv2": ("dcnv2", {}),
@@ -122,7 +122,7 @@ def scoring(requests: int) -> dict[str, Any]:
     with torch.inference_mode():
         for name in parts:
             batch = columns[0].batch()
-            torch.testing.assert_close(dhen_stages(models[name], batch)[0], models[name](batch)["logits_B"])
+            torch.testing.assert_close(dhen_stages(models[name], batch)[0], models[name](batch)["logits_BT"])
         # A batch remembers its offsets once it has been asked for them, so each is made anew, as the server does.
         taken = alternating({"batch": lambda each: each.batch()}, columns, requests)
         taken |= alternating(work, columns, requests, lambda each: each.batch())
