@@ -103,9 +103,9 @@ def dhen_stages(model: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
     x_BFD = mark(model.vectors(batch))
     for layer in model.interaction_arch:
         x_BFD = mark(layer(x_BFD))
-    logits_B = mark(model.over_arch(x_BFD.flatten(1)).squeeze(1))
+    logits_BT = mark(model.over_arch(x_BFD.flatten(1))["logits_BT"])
     names = ["vectors", *(f"layer_{place + 1}" for place in range(len(model.interaction_arch))), "over_arch"]
-    return logits_B, dict(zip(names, (1000 * np.diff(marks)).tolist(), strict=True))
+    return logits_BT, dict(zip(names, (1000 * np.diff(marks)).tolist(), strict=True))
 
 
 def scoring(requests: int) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def training(steps: int) -> dict[str, Any]:
 
     for name in ("dhen", "dhen_default"):
         model = ranker(name, known).train()
-        ours = nn.Sequential(model.interaction_arch, nn.Flatten(1), model.over_arch)
+        ours = nn.Sequential(model.interaction_arch, nn.Flatten(1), model.over_arch.bottom, model.over_arch.head)
         naive = copy.deepcopy(ours)
         naive[0] = nn.Sequential(*(NaiveLayer(layer, DIM) for layer in model.interaction_arch))
         torch.testing.assert_close(naive(x_BFD), ours(x_BFD), rtol=1e-3, atol=1e-4)
