@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from embeddings import collisions
 from embeddings.catalogue import Catalogue
@@ -37,8 +37,9 @@ from features import manifest
 from features.encoder import Encoder
 from features.errors import InputError
 from features.schema import Schema
+from recsys.calibration import Calibration
 from recsys.index.tree import Tree
-from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task
+from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task, predictions
 
 DENSE, TABLE, ROWS = "dense.pt", "table.json", "rows.npy"
 CATALOGUE, TREE = "catalogue", "tree"
@@ -69,6 +70,12 @@ class Bundle:
     tree: Tree | None
     """Its hierarchy of them, if it has one."""
     ranker: nn.Module
+    calibration: Calibration
+    """Of the ranker."""
+
+    def predictions(self, logits_BT: Tensor) -> Tensor:
+        """What the ranker's outputs say, calibrated: see `recsys.roles.predictions`."""
+        return predictions(self.calibration(logits_BT), self.encoder.schema)
 
 
 def load(directory: Path) -> Bundle:
@@ -101,6 +108,7 @@ def load(directory: Path) -> Bundle:
         catalogue=Catalogue.load(directory / "retriever" / CATALOGUE),
         tree=Tree.load(directory / "retriever" / TREE) if (directory / "retriever" / TREE).exists() else None,
         ranker=load_model(RankerConfig.model_validate(config["ranker"]), encoder.schema, managed, directory / "ranker"),
+        calibration=Calibration.load(directory / "ranker", encoder.schema),
     )
 
 

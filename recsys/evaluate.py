@@ -92,12 +92,12 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
     """The bundle's ranker on the split's test examples.
 
     Returns:
-        `ranking`: by task, see `outcome_metrics`; `experts`, where it has some: see `specialities`, of at most
-        EXPLAINED examples.
+        `ranking`: by task, see `outcome_metrics`, with `uncalibrated_…` beside where the bundle calibrates; `experts`,
+        where it has some: see `specialities`, of about EXPLAINED examples.
     """
     bundle = bundles.load(directory)
     schema = bundle.encoder.schema
-    found: dict[str, list[np.ndarray]] = {"predicted": [], "outcome": [], "user": []}
+    found: dict[str, list[np.ndarray]] = {"predicted": [], "raw": [], "outcome": [], "user": []}
     looked_at: list[Columns] = []
     gates: list[np.ndarray] = []
     for block in Examples.open(examples).of_part(2):
@@ -106,7 +106,8 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
             part = columns.take(np.arange(first, min(first + 64 * BATCH, columns.rows)))
             with torch.inference_mode():
                 outputs = bundle.ranker(part.batch())
-            found["predicted"].append(predictions(outputs["logits_BT"], schema).numpy())
+            found["predicted"].append(bundle.predictions(outputs["logits_BT"]).numpy())
+            found["raw"].append(predictions(outputs["logits_BT"], schema).numpy())
             if "gates_BTE" in outputs and sum(columns.rows for columns in looked_at) < EXPLAINED:
                 looked_at.append(part)
                 gates.append(outputs["gates_BTE"].numpy())
@@ -114,8 +115,13 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
         assert columns.user is not None
         found["outcome"].append(columns.labels)
         found["user"].append(columns.user)
-    predicted, outcome, user = (np.concatenate(parts) for parts in found.values())
-    result: dict[str, Any] = {"ranking": outcome_metrics(schema, predicted, outcome, user)}
+    predicted, raw, outcome, user = (np.concatenate(parts) for parts in found.values())
+    ranking = outcome_metrics(schema, predicted, outcome, user)
+    if not np.array_equal(predicted, raw):
+        for task, metrics in outcome_metrics(schema, raw, outcome, user).items():
+            changed = [name for name in ("logloss", "ne", "calibration") if name in metrics]
+            ranking[task] |= {f"uncalibrated_{name}": metrics[name] for name in changed}
+    result: dict[str, Any] = {"ranking": ranking}
     if gates:
         result["experts"] = specialities(Columns.join(looked_at), np.concatenate(gates))
     return result

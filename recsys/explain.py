@@ -27,7 +27,6 @@ from features.online import MemoryStore
 from features.schema import Schema
 from recsys import bundle as bundles
 from recsys.inference import Config, Recommender, Request
-from recsys.roles import predictions
 
 OTHERS = 16
 """Items that each is compared with, at most."""
@@ -101,7 +100,7 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
     shown_K = np.array([place[item.item_id] for item in response.items])
     with torch.inference_mode():
         outputs = recommender.bundle.ranker(columns.take(shown_K).batch())
-        predicted_KT = predictions(outputs["logits_BT"], schema).numpy()
+        predicted_KT = recommender.bundle.predictions(outputs["logits_BT"]).numpy()
     effects = _effects(recommender, columns, shown_K, predicted_KT[:, 0])
     gates_KTE = outputs["gates_BTE"].numpy() if "gates_BTE" in outputs else np.zeros((len(shown_K), 0, 0))
     titles = recommender.bundle.items["title"].to_list() if "title" in recommender.bundle.items.columns else None
@@ -140,9 +139,8 @@ def _effects(
         parts.append(replace(mine, dense=dense))
         first = last
     names = [feature.name for feature in (*schema.embedded, *schema.dense)]
-    with torch.inference_mode():
-        logits_BT = recommender.bundle.ranker(Columns.join(parts).batch())["logits_BT"]
-    without_FKJ = torch.sigmoid(logits_BT[:, 0]).view(len(names), len(shown_K), len(others_J)).numpy()
+    without_BT = recommender.predictions(Columns.join(parts).batch())
+    without_FKJ = without_BT[:, 0].reshape(len(names), len(shown_K), len(others_J))
     return dict(zip(names, own_K - without_FKJ.mean(2), strict=True))
 
 

@@ -20,16 +20,18 @@ from pydantic import Field
 from torch import nn
 
 from embeddings import collisions
+from embeddings.batch import Columns
 from embeddings.collisions import Managed
 from embeddings.quantized import Form, check_dim, dequantize, quantize, table_names
 from features import manifest
 from features.encoder import load_schema
 from features.errors import InputError
-from features.examples import Examples
+from features.examples import Examples, PartExamples
 from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys import checkpoint, distributed
+from recsys.calibration import Calibration
 from recsys.data import Place, RankingReader
 from recsys.index.tree import Tree
 from recsys.models.hierarchical import Hierarchical
@@ -45,6 +47,9 @@ from recsys.roles import (
 from recsys.sequences import NextItemReader
 from recsys.stored import StoredModel
 
+CALIBRATED = 8192
+"""Examples that are scored at a time to calibrate."""
+
 
 class Config(Settings):
     """The section [export]."""
@@ -53,8 +58,11 @@ class Config(Settings):
     """How rows of tables are written: as they are, or with 8 or 4 bits a weight, and a scale and a bias a row."""
     overrides: dict[str, Form] = Field(default_factory=dict)
     """Table → how it is written, if not as the others."""
+    calibrate: bool = False
+    """Whether the ranker's probabilities are calibrated on the validation part."""
     valid_rows: int = Field(default=100_000, gt=0)
-    """Questions, and about so many examples, of the validation part on which the lost quality is measured."""
+    """Questions, and about so many examples, of the validation part, on which the lost quality is measured and the
+    ranker is calibrated."""
 
     def form(self, table: str) -> Form:
         """How a table is written."""
@@ -113,6 +121,9 @@ def export(
                 quality[role] = _quality(section, examples, managed, path, config, directory)
             if isinstance(section, RetrieverConfig):
                 _write_catalogue(section, examples, managed, directory / role)
+            elif config.calibrate:
+                model = bundles.load_model(section, schema, managed, directory / role)
+                _calibration(model, examples, config.valid_rows).save(directory / role, schema)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
     return facts["export"]
 
@@ -188,6 +199,28 @@ def _write_catalogue(section: RetrieverConfig, examples: Path, managed: Managed,
             vectors_ID = model.item_vectors(catalogue)
             tree = Tree.build(vectors_ID.numpy(), model.paths(vectors_ID), model.quantizer.sizes)
         tree.save(folder / bundles.TREE)
+
+
+def _calibration(model: nn.Module, examples: Path, limit: int) -> Calibration:
+    """Of a written ranker, on about so many examples of the validation part."""
+    valid = _spread(Examples.open(examples).of_part(1), limit)
+    logits: list[np.ndarray] = []
+    outcomes: list[np.ndarray] = []
+    for block in valid:
+        columns = Columns.of(block, valid.schema)
+        assert columns.labels is not None
+        outcomes.append(columns.labels)
+        for first in range(0, columns.rows, CALIBRATED):
+            rows = np.arange(first, min(first + CALIBRATED, columns.rows))
+            with torch.inference_mode():
+                logits.append(model(columns.take(rows).batch())["logits_BT"].float().numpy())
+    return Calibration.fitted(np.concatenate(logits), np.concatenate(outcomes), valid.schema)
+
+
+def _spread(part: PartExamples, limit: int) -> PartExamples:
+    """Whole blocks of a part, spread evenly over it, with about so many examples."""
+    count = min(len(part.blocks), max(1, round(limit / part.rows.mean())))
+    return replace(part, blocks=part.blocks[np.linspace(0, len(part.blocks) - 1, count).astype(np.int64)])
 
 
 def write_table(stored: StoredModel, name: str, form: Form, folder: Path) -> Written:
@@ -282,10 +315,8 @@ def validate(section: ModelConfig, examples: Path, managed: Managed, model: nn.M
             questions = NextItemReader(path, known, batch_size, limit, Place())
             found.update(validate_retrieval(task, questions, cpu))
             return
-        valid = Examples.open(examples).of_part(1)
-        count = min(len(valid.blocks), max(1, round(limit / valid.rows.mean())))
-        spread = valid.blocks[np.linspace(0, len(valid.blocks) - 1, count).astype(np.int64)]
-        reader = RankingReader(replace(valid, blocks=spread), batch_size, 0, Place(), section.train.workers)
+        valid = _spread(Examples.open(examples).of_part(1), limit)
+        reader = RankingReader(valid, batch_size, 0, Place(), section.train.workers)
         found.update(validate_ranking(task, reader, cpu))
 
     distributed.launch(judge, distributed.Config())

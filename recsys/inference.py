@@ -31,7 +31,6 @@ from recsys.blend import Blend
 from recsys.blend import Config as BlendConfig
 from recsys.bundle import Bundle
 from recsys.index.protocol import Lists
-from recsys.roles import predictions
 from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
 
 
@@ -255,9 +254,9 @@ class Recommender:
         )
 
     def predictions(self, batch: Batch) -> np.ndarray:
-        """The ranker's predictions for encoded examples, see `recsys.roles.predictions`; float32 [B, T]."""
+        """The ranker's calibrated predictions for encoded examples, see `recsys.roles.predictions`; float32 [B, T]."""
         with torch.inference_mode():
-            return predictions(self.bundle.ranker(batch)["logits_BT"], self.encoder.schema).numpy()
+            return self.bundle.predictions(self.bundle.ranker(batch)["logits_BT"]).numpy()
 
     def observe(self, events: Sequence[Event]) -> int:
         """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""
