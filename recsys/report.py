@@ -64,6 +64,7 @@ def write(directory: Path, results: dict[str, Any]) -> Path:
         rows=summary.systems(results) if "retrieval" in results else {},
         columns=summary.COLUMNS,
         verdict=summary.verdict(results) if "retrieval" in results else "",
+        ranking=summary.ranking_tables(results),
         bundles={split: summary.export_lines(found) for split, found in results["export"].items()},
     )
     out = summary.page(directory)

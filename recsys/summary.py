@@ -79,18 +79,13 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
     if "retrieval" in results:
         console.print(next_item_table(results))
         console.print(verdict(results))
-    for names in (POINTWISE, NUMBERS):
-        tasks = {task: found for task, found in results["ranking"].items() if names[0] in found}
-        if not tasks:
-            continue
+    for names, tasks in ranking_tables(results):
         table = Table(title="Ranker, test part", title_justify="left")
         for name in ("task", *names):
             table.add_column(name, justify="left" if name == "task" else "right")
         for task, found in tasks.items():
             table.add_row(task, *(f"{found[name]:.4f}" for name in names))
         console.print(table)
-    for task, experts in results.get("experts", {}).items():
-        console.print(f"Experts on {task}: {'; '.join(expert_lines(experts))}.", highlight=False)
     replay = results["replay"]
     latency = replay["latency_ms"]
     console.print(
@@ -114,13 +109,13 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
     console.print(f"Report: {page}")
 
 
-def expert_lines(experts: list[dict[str, Any]]) -> list[str]:
-    """What a task hears of each expert, and for what most, in words."""
-    lines: list[str] = []
-    for number, expert in enumerate(experts, start=1):
-        most = [f"{one['feature']} {one['value']} ({one['times']:.1f} times)" for one in expert["more"]]
-        lines.append(f"{number} speaks {expert['share']:.0%}" + (f", more for {', '.join(most)}" if most else ""))
-    return lines
+def ranking_tables(results: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, dict[str, float]]]]:
+    """(metrics, task → what was found) of the tasks that are yes or no, and of those that are numbers."""
+    tables = [
+        (names, {task: found for task, found in results["ranking"].items() if names[0] in found})
+        for names in (POINTWISE, NUMBERS)
+    ]
+    return [table for table in tables if table[1]]
 
 
 def export_lines(found: dict[str, Any]) -> list[str]:
