@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from features.schema import Schema
 from recsys.blend import Blend, Config
 
 ITEMS, CATEGORIES, REPEATS = 20_000, 18, 500
@@ -40,8 +41,9 @@ def main() -> None:
     rng = np.random.default_rng(0)
     sets = [rng.choice(CATEGORIES, rng.integers(1, 5), replace=False).tolist() for _ in range(ITEMS)]
     items = pl.DataFrame({"item_id": range(ITEMS + 1), "categories": [[], *sets]})
+    schema = Schema(features=(), label="like", items=ITEMS, users=1)
     found = {
-        name: measure(Blend(Config.model_validate(config), items, ["like"]), rng, options.candidates, options.k)
+        name: measure(Blend(Config.model_validate(config), items, schema), rng, options.candidates, options.k)
         for name, config in CONFIGS.items()
     }
     if options.json:

@@ -201,6 +201,11 @@ class Catalogue:
         trained = np.bincount(values, minlength=shape.items + 1) > 0
         trained[0] = False
         described = [(found.ids, found.offsets) for found in content.values()]
+        if config.graph is not None and config.graph.content and not described:
+            raise InputError(
+                f"retriever.items.graph.content = {config.graph.content} compares items by ids, and items.content = "
+                f"{list(config.content)} has numbers alone; name a sparse or bag feature, or set graph.content = 0"
+            )
         graph = None if config.graph is None else Graph.of(values, lengths, shape.items, config.graph, described)
         found = [encoder.items[name].to_numpy() for name in config.content if name not in content]
         numbers = None

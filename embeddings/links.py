@@ -103,7 +103,7 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
             here = values[begin + step]
             mine = local_I[here]
             count = counts[here] - (own_count[mine] if training else 0.0)
-            least = _least(graph, here, shrinkage, most)
+            least, last = _least(graph, here, shrinkage, most)
             for edge in range(edge_offsets[here], edge_offsets[here + 1]):
                 item = edge_items[edge]
                 weight, other = edge_weights[edge], counts[item]
@@ -113,8 +113,10 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
                 near = edge_content[edge]
                 if weight >= _NOTHING:
                     near += weight / (np.sqrt(count * other) + shrinkage)
+                if near == 0.0:
+                    continue
                 # Of a row that was cut, an edge may be there by what the window added, and would tell by that.
-                if near == 0.0 or (training and local_I[item] >= 0 and near < least):
+                if training and local_I[item] >= 0 and (near < least or (near == least and item > last)):
                     continue
                 if value_I[item] == 0.0:
                     touched[alive] = item
@@ -142,13 +144,19 @@ def _walk(graph: Any, settings: Any, asked: Any, buffers: Any, out: Any) -> int:
 
 
 @njit(**_OPTIONS)
-def _least(graph: Any, item: int, shrinkage: float, most: int) -> float:
-    """The similarity of the weakest edge of an item that has as many as are kept; 0 where it has fewer."""
+def _least(graph: Any, item: int, shrinkage: float, most: int) -> tuple[Any, int]:
+    """The weakest edge of an item that has as many as are kept: its similarity, and where it leads.
+
+    0 and beyond the last item where there are fewer. Of equal edges those to lower items are kept.
+    """
     offsets, items, weights, content, counts = graph
     last = offsets[item + 1] - 1
     if offsets[item + 1] - offsets[item] < most:
-        return 0.0
-    return weights[last] / (np.sqrt(counts[item] * counts[items[last]]) + shrinkage) + content[last]
+        return np.float32(0.0), len(counts)
+    near = content[last]
+    if weights[last] > 0.0:
+        near += weights[last] / (np.sqrt(counts[item] * counts[items[last]]) + shrinkage)
+    return near, items[last]
 
 
 @njit(**_OPTIONS)

@@ -29,6 +29,9 @@ COMMON = 1000
 BLOCK_ITEMS = 4096
 """Items whose similarities by content are computed at a time."""
 
+BLOCK_EDGES = 1 << 18
+"""Edges whose similarity by content is."""
+
 
 class Config(Settings):
     """What makes the graph."""
@@ -93,10 +96,10 @@ class Graph:
                 keys, weights = _added(keys, weights, key, pairs * config.decay ** (gap - 1))
         content = np.zeros(len(keys))
         if config.content and described:
-            alike, values_of = _alike(described, items, config.neighbours)
-            both = np.union1d(keys, alike)
-            weights, content = _spread(both, keys, weights), _spread(both, alike, config.content * values_of)
-            keys = both
+            unit_IC = _unit_rows(described, items)
+            both = np.union1d(keys, _alike(unit_IC, config.neighbours))
+            weights, keys = _spread(both, keys, weights), both
+            content = config.content * _cosines(unit_IC, keys)
         kept, offsets = _strongest(keys, weights, content, counts, config)
         return cls(
             offsets=offsets,
@@ -131,8 +134,9 @@ _ARRAYS = ("offsets", "items", "weights", "content", "counts")
 
 
 def similarity(weight: np.ndarray, count: np.ndarray, other: np.ndarray, shrinkage: float) -> np.ndarray:
-    """Weights of edges over the shrunk geometric mean of how often their ends were met; float32."""
-    return (weight / (np.sqrt(count * other) + shrinkage)).astype(np.float32)
+    """Weights of edges over the shrunk geometric mean of how often their ends were met, 0 for none; float32."""
+    below = np.sqrt(count * other) + shrinkage
+    return np.divide(weight, below, out=np.zeros(len(weight)), where=weight > 0).astype(np.float32)
 
 
 def _added(
@@ -148,8 +152,8 @@ def _added(
     return merged[first], np.add.reduceat(np.concatenate([weights, more_weights])[order], first)
 
 
-def _alike(described: Sequence[tuple[np.ndarray, np.ndarray]], items: int, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges between each item and those most like it by content, at most `most`: sorted keys, and cosines; float32."""
+def _unit_rows(described: Sequence[tuple[np.ndarray, np.ndarray]], items: int) -> Any:
+    """Items by the ids that describe them, idf-weighted, each row of length 1 or 0; sparse float32 [I + 1, C]."""
     parts: list[Any] = []
     for ids, offsets in described:
         of_C = np.bincount(ids)
@@ -160,20 +164,31 @@ def _alike(described: Sequence[tuple[np.ndarray, np.ndarray]], items: int, most:
     rows_IC.eliminate_zeros()
     norm_I = np.sqrt(np.asarray(rows_IC.multiply(rows_IC).sum(axis=1)).ravel())
     scale_I = np.divide(1, norm_I, out=np.zeros_like(norm_I), where=norm_I > 0)
-    unit_IC = _sparse.csr_array(_sparse.diags_array(scale_I) @ rows_IC, dtype=np.float32)
+    return _sparse.csr_array(_sparse.diags_array(scale_I) @ rows_IC, dtype=np.float32)
+
+
+def _alike(unit_IC: Any, most: int) -> np.ndarray:
+    """Edges from each item to those most like it by content, at most `most`, of equals to the lower ones: sorted."""
     unit_CI = unit_IC.T.tocsr()
-    keys, values = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.float32)]
-    for first in range(0, items + 1, BLOCK_ITEMS):
+    items = unit_IC.shape[0]
+    keys = [np.empty(0, dtype=np.int64)]
+    for first in range(0, items, BLOCK_ITEMS):
         found = (unit_IC[first : first + BLOCK_ITEMS] @ unit_CI).tocoo()
         others = found.row + first != found.col
         start, end, value = found.row[others], found.col[others].astype(np.int64), found.data[others]
         order = np.lexsort((end, -value, start))
         kept = order[_place_in_run(start[order]) < most]
-        key = (start[kept].astype(np.int64) + first) * (items + 1) + end[kept]
-        by_key = np.argsort(key)
-        keys.append(key[by_key])
-        values.append(value[kept][by_key])
-    return np.concatenate(keys), np.concatenate(values)
+        keys.append(np.sort((start[kept].astype(np.int64) + first) * items + end[kept]))
+    return np.concatenate(keys)
+
+
+def _cosines(unit_IC: Any, keys: np.ndarray) -> np.ndarray:
+    """Of the two ends of each edge; float64."""
+    found = [np.empty(0)]
+    for first in range(0, len(keys), BLOCK_EDGES):
+        start, end = np.divmod(keys[first : first + BLOCK_EDGES], unit_IC.shape[0])
+        found.append(np.asarray(unit_IC[start].multiply(unit_IC[end]).sum(axis=1), dtype=np.float64).ravel())
+    return np.concatenate(found)
 
 
 def _place_in_run(sorted_N: np.ndarray) -> np.ndarray:

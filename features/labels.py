@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from features.errors import InputError
+from features.events import OPTIONAL, REQUIRED
 from features.settings import Settings
 
 
@@ -46,10 +47,6 @@ class Task(Settings):
     """Positive if the number is at least this. None: the number itself is predicted."""
     log: bool = False
     """Whether log(1 + x) of the number is predicted, which counts seconds and hours alike."""
-    mean: float = 0.0
-    """Of what is predicted, where it is a number; known after fitting."""
-    scale: float = Field(default=1.0, gt=0)
-    """Its standard deviation; likewise."""
 
     @model_validator(mode="after")
     def _check(self) -> "Task":
@@ -62,25 +59,33 @@ class Task(Settings):
         """Whether it is yes or no."""
         return self.at_least is not None
 
-    def fitted(self, requests: pl.DataFrame) -> "Task":
+    def fitted(self, requests: pl.DataFrame) -> "FittedTask":
         """With the mean and standard deviation of the training part's numbers."""
         if self.binary:
-            return self
-        numbers = requests.select(self._number).to_series().drop_nulls()
+            return FittedTask(**self.model_dump())
+        numbers = requests.select(self.number_of).to_series().drop_nulls()
         mean, scale = numbers.mean(), numbers.std()
         if not isinstance(mean, float) or not isinstance(scale, float) or not scale > 0:
             raise InputError(
                 f"prepare.tasks.{self.name}: the training part has fewer than two different numbers in "
                 f"'{self.source}'; name another column"
             )
-        return self.model_copy(update={"mean": mean, "scale": scale})
+        return FittedTask(**self.model_dump(), mean=mean, scale=scale)
 
     @property
-    def outcome(self) -> pl.Expr:
-        """What is learned: 0 or 1, or the number, standardised; NaN where it is missing; float32."""
-        number = self._number
-        learned = number >= self.at_least if self.binary else (number - self.mean) / self.scale
-        return learned.cast(pl.Float32).fill_null(float("nan")).alias(self.column)
+    def number_of(self) -> pl.Expr:
+        """What is predicted, or compared with `at_least`; null where it is missing."""
+        number = pl.col(self.source).cast(pl.Float64).fill_nan(None)
+        return number.clip(lower_bound=0).log1p() if self.log else number
+
+
+class FittedTask(Task):
+    """A task whose numbers have been looked at."""
+
+    mean: float = 0.0
+    """Of what is predicted, where it is a number."""
+    scale: float = Field(default=1.0, gt=0)
+    """Its standard deviation."""
 
     @property
     def column(self) -> str:
@@ -88,9 +93,11 @@ class Task(Settings):
         return f"label.{self.name}"
 
     @property
-    def _number(self) -> pl.Expr:
-        number = pl.col(self.source).cast(pl.Float64).fill_nan(None)
-        return number.clip(lower_bound=0).log1p() if self.log else number
+    def outcome(self) -> pl.Expr:
+        """What is learned: 0 or 1, or the number, standardised; NaN where it is missing; float32."""
+        number = self.number_of
+        learned = number >= self.at_least if self.binary else (number - self.mean) / self.scale
+        return learned.cast(pl.Float32).fill_null(float("nan")).alias(self.column)
 
     def number(self, learned: np.ndarray) -> np.ndarray:
         """What a ranker has predicted, in the unit of the column; of the same shape."""
@@ -126,13 +133,7 @@ class Rules:
                     f"{field}"
                 )
         for task in self.tasks:
-            dtype = events.schema.get(task.source)
-            if dtype is None or not (dtype.is_numeric() or dtype == pl.Boolean):
-                numbers = [name for name, dtype in events.schema.items() if dtype.is_numeric() or dtype == pl.Boolean]
-                raise InputError(
-                    f"prepare.tasks.{task.name}: the log's column '{task.source}' is {dtype or 'missing'}, not a "
-                    f"number; name one of: {', '.join(numbers)}"
-                )
+            self._check_task(task, events)
         interaction = pl.col("action").is_in(self.history_actions) if self.history_actions else pl.lit(True)
         if label.actions:
             positive = pl.col("action").is_in(label.actions)
@@ -141,6 +142,21 @@ class Rules:
         else:
             positive = pl.lit(True)
         return events.with_columns(interaction=interaction.fill_null(False), positive=positive.fill_null(False))
+
+    def _check_task(self, task: Task, events: pl.DataFrame) -> None:
+        keys = {"row", *REQUIRED, *OPTIONAL} - {"value"}
+        numbers = {
+            name: dtype
+            for name, dtype in events.schema.items()
+            if name not in keys and (dtype.is_numeric() or dtype == pl.Boolean)
+        }
+        if task.source not in numbers:
+            raise InputError(
+                f"prepare.tasks.{task.name}: '{task.source}' is no column of the log with numbers that tell what "
+                f"happened; name one of: {', '.join(numbers) or 'none'}"
+            )
+        if numbers[task.source] == pl.Boolean and not task.binary:
+            raise InputError(f"prepare.tasks.{task.name}: '{task.source}' is yes or no; set at_least = 1")
 
     def require_matches(self, parts: list[dict[str, Any]]) -> None:
         """Refuse a rule that matches nothing in a whole log, of which the manifest's entries of all parts are given.

@@ -204,7 +204,7 @@ def prepare(
 def _check_outcomes(tasks: tuple[Task, ...], specs: tuple[FeatureSpec, ...]) -> None:
     for task in tasks:
         for spec in specs:
-            if task.source in (spec.source.removeprefix("request."), *_parameters(spec)):
+            if task.source in (spec.source.split(".")[-1], *(name.split(".")[-1] for name in _parameters(spec))):
                 raise InputError(
                     f"feature {spec.name}: '{task.source}' is what task {task.name} predicts, which a request does "
                     "not know; remove the feature or the task"

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from features import registry
 from features.errors import InputError
-from features.labels import Task
+from features.labels import FittedTask
 from features.manifest import fingerprint
 from features.settings import Settings
 
@@ -81,7 +81,7 @@ class Schema(Settings):
     features: tuple[FeatureSpec, ...]
     label: str
     """Name of the label, the ranker's first task."""
-    tasks: tuple[Task, ...] = ()
+    tasks: tuple[FittedTask, ...] = ()
     """Its other ones."""
     items: int = Field(ge=0)
     """Items in the vocabulary; indices are 1 … items, 0 is out of vocabulary."""

@@ -20,6 +20,7 @@ from recsys import inference
 from recsys.config_file import check_dataset, read_toml, validate
 from recsys.distributed import Config as LaunchConfig
 from recsys.export import Config as ExportConfig
+from recsys.modules import target_attention
 from recsys.replay import runner
 from recsys.roles import RankerConfig, RetrieverConfig
 
@@ -77,8 +78,9 @@ class RunConfig(Settings):
         tables = {"item", *(feature.table_name for feature in self.features if feature.kind != "dense")}
         embedded = {feature.name for feature in self.features if feature.kind in ("sparse", "bag")}
         tables |= {content_table(name) for name in self.retriever.items.content if name in embedded}
-        if self.ranker.model.get("attention") is not None:
-            tables |= {f"{feature.table_name}_attended" for feature in self.features if feature.kind == "sparse"}
+        attention = self.ranker.model.get("attention")
+        if attention is not None:
+            tables.add(target_attention.Config.model_validate(attention).table(self.features))
         named = [
             ("sharding.tables", self.sharding.tables),
             ("tables.overrides", self.tables.overrides),
@@ -88,7 +90,9 @@ class RunConfig(Settings):
             for name in names:
                 if name not in tables:
                     raise ValueError(f"{section}.{name} names no table; known: {', '.join(sorted(tables))}")
-        self.recommend.blend.weights_of([self.prepare.label.name, *(task.name for task in self.prepare.tasks)])
+        tasks = [self.prepare.label.name, *(task.name for task in self.prepare.tasks)]
+        self.recommend.blend.weights_of(tasks)
+        self.ranker.loss.weights_of(tasks)
         forms = {name: table.form for name, table in self.sharding.tables.items()}
         collisions.check(self.tables.managed, self.features, forms, self.launch.nproc)
         return self

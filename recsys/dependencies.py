@@ -30,10 +30,21 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "probe": ("export",),
 }
 _TRAINING = (
-    *("embeddings", "recsys/models", "recsys/modules"),
+    *("embeddings", "recsys/models", "recsys/modules", "recsys/interactions"),
     *(
         f"recsys/{name}.py"
-        for name in ("train", "resume", "roles", "tasks", "losses", "data", "sequences", "metrics", "checkpoint")
+        for name in (
+            "train",
+            "resume",
+            "roles",
+            "tasks",
+            "losses",
+            "data",
+            "sequences",
+            "metrics",
+            "checkpoint",
+            "distributed",
+        )
     ),
 )
 _FEED = (
@@ -44,8 +55,8 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
     "train retriever": _TRAINING,
     "train ranker": _TRAINING,
-    "export": ("recsys/index", *(f"recsys/{name}.py" for name in ("bundle", "export", "stored"))),
-    "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", *_FEED),
+    "export": ("recsys/index", *(f"recsys/{name}.py" for name in ("bundle", "export", "stored", "calibration"))),
+    "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),
     "replay": ("recsys/baselines", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
 }

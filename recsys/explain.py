@@ -10,6 +10,7 @@ them before another and has none.
 R items retrieved, K shown, J others compared with, T tasks, E experts.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from embeddings.batch import Columns
 from features.errors import InputError
@@ -42,6 +44,8 @@ class Explained:
     item_id: Any
     title: str
     score: float
+    propensity: float | None
+    """The chance with which it is shown at its place; None where the feed does not explore."""
     retrieval_place: int
     """1 for the item that the retriever liked best."""
     predictions: dict[str, float]
@@ -69,7 +73,7 @@ def request_of(recommender: Recommender, user: str, k: int, timestamp: int | Non
     if k < 1:
         raise InputError(f"--k {k}: a feed has at least one item")
     users = recommender.bundle.users["user_id"]
-    if users.dtype.is_integer() and not user.lstrip("-").isdecimal():
+    if users.dtype.is_integer() and not re.fullmatch(r"-?\d+", user):
         raise InputError(f"--user {user!r}: users of this log are numbers, such as {users.drop_nulls()[0]}; give one")
     if timestamp is None:
         path = recommender.bundle.directory / "snapshot" / "users.parquet"
@@ -92,7 +96,8 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
     schema, now = recommender.encoder.schema, request.timestamp
     assert now is not None, "a request that is explained has a time"
     histories = [recommender.store.history(request.user_id)]
-    retrieved_1R, _ = recommender.retrieve([request], histories)
+    retrieved_1R, score_1R = recommender.retrieve([request], histories)
+    retrieved_1R = retrieved_1R[:, np.isfinite(score_1R[0])]
     asked = [Asked(request.user_id, now, request.context)]
     encoded = recommender.instant.encode(asked, histories, retrieved_1R, recommender.store)
     columns = Columns.of_arrays(encoded.rows, encoded.columns, schema)
@@ -109,6 +114,7 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
             item_id=item.item_id,
             title=str(item.item_id if titles is None else titles[retrieved_1R[0, shown_K[k]]]),
             score=item.score,
+            propensity=item.propensity,
             retrieval_place=int(shown_K[k]) + 1,
             predictions=_in_units(predicted_KT[k], schema),
             effects=_largest({name: float(effect_K[k]) for name, effect_K in effects.items()}, TELLING),
@@ -125,7 +131,7 @@ def _effects(
     recommender: Recommender, columns: Columns, shown_K: np.ndarray, own_K: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What each feature adds to the probability of the label of each item shown; float32 [K]."""
-    others_J = np.unique(np.linspace(0, columns.rows - 1, OTHERS).astype(np.int64))
+    others_J = np.unique(np.linspace(0, columns.rows - 1, OTHERS + 1).astype(np.int64))
     kept, put = np.repeat(shown_K, len(others_J)), np.tile(others_J, len(shown_K))
     mine, theirs = columns.take(kept), columns.take(put)
     schema = columns.schema
@@ -141,7 +147,10 @@ def _effects(
     names = [feature.name for feature in (*schema.embedded, *schema.dense)]
     without_BT = recommender.predictions(Columns.join(parts).batch())
     without_FKJ = without_BT[:, 0].reshape(len(names), len(shown_K), len(others_J))
-    return dict(zip(names, own_K - without_FKJ.mean(2), strict=True))
+    weight_KJ = (others_J != shown_K[:, None]).astype(np.float32)
+    mean_FK = (without_FKJ * weight_KJ).sum(2) / np.maximum(weight_KJ.sum(1), 1)
+    alone_K = weight_KJ.sum(1) == 0
+    return {name: np.where(alone_K, 0, own_K - mean_K) for name, mean_K in zip(names, mean_FK, strict=True)}
 
 
 def _swapped(mine: Columns, theirs: Columns, place: int) -> Columns:
@@ -186,7 +195,9 @@ def show(user: Any, explained: list[Explained], schema: Schema, console: Console
             f"{_words(task)} {value:.0%}" if task in binary else f"{_words(task)} {value:,.0f}"
             for task, value in one.predictions.items()
         )
-        console.print(f"{number}. [bold]{one.title}[/bold]")
+        console.print(f"{number}. [bold]{escape(one.title)}[/bold]")
+        if one.propensity is not None and one.propensity < 1:
+            console.print(f"   put here by chance, of 1 in {1 / one.propensity:.0f}, so that more is learned of it")
         console.print(f"   expected: {expected}")
         console.print(
             f"   found by what was watched before: place {one.retrieval_place} of all that came into question"

@@ -100,8 +100,8 @@ class _Softmax(torch.autograd.Function):
         low_ND, low_CD = user_ND.to(dtype), candidates_CD.to(dtype)
         low_SD = low_CD[:shared]
         vectors_learn = any(ctx.needs_input_grad[:2])
-        user_grad = torch.empty_like(user_ND)
-        candidates_grad = torch.zeros_like(candidates_CD)
+        user_grad = torch.empty_like(user_ND) if vectors_learn else user_ND.new_empty(0)
+        candidates_grad = torch.zeros_like(candidates_CD) if vectors_learn else user_ND.new_empty(0)
         logit_grad = None if logit_M is None else torch.zeros_like(logit_M)
         loss = user_ND.new_zeros(())
         # One buffer for all chunks: its pages are fetched once.
@@ -146,6 +146,7 @@ class _Softmax(torch.autograd.Function):
             if apart:
                 user_grad[part] -= rest_P1 * candidates_CD[target_P]
                 candidates_grad.index_add_(0, target_P, -rest_P1 * user_ND[part])
+        ctx.vectors_learn = vectors_learn
         ctx.save_for_backward(user_grad, candidates_grad, logit_grad)
         return loss
 
@@ -154,6 +155,8 @@ class _Softmax(torch.autograd.Function):
         (grad,) = grads
         user_grad, candidates_grad, logit_grad = ctx.saved_tensors
         of_links = None if logit_grad is None else logit_grad * grad
+        if not ctx.vectors_learn:
+            return None, None, None, None, None, None, of_links
         return user_grad * grad, candidates_grad * grad, None, None, None, None, of_links
 
 
@@ -188,7 +191,7 @@ def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N:
 
 
 def task_losses(logits_BT: Tensor, outcome_BT: Tensor, binary_T: Tensor, count: int, weight_B: Tensor | None) -> Tensor:
-    """Binary cross entropy in nats of tasks that are yes or no, squared errors of the others: float32 [T].
+    """Binary cross entropy in nats of tasks that are yes or no, half the squared errors of the others: float32 [T].
 
     An outcome that is not known, NaN, adds nothing; a task's mean is over all rows, so that one that is seldom known
     counts for less.

@@ -1,9 +1,10 @@
 """What turns a model into something to train: a module whose forward is (loss, outputs) of a batch."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 from torch import Tensor, nn
 
 from embeddings.batch import Batch
@@ -81,10 +82,21 @@ class RetrievalTask(nn.Module):
 class RankingLoss(Settings):
     """The section [ranker.loss]."""
 
-    weights: dict[str, float] = Field(default_factory=dict)
+    weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Task → weight of its loss, 1 if not given."""
     learned: bool = False
     """Whether the weights are learned too, as the noise of each task (Kendall et al., CVPR 2018)."""
+
+    def weights_of(self, tasks: Sequence[str]) -> list[float]:
+        """The weight of each task.
+
+        Raises:
+            InputError: a weight is of no task.
+        """
+        for name in self.weights:
+            if name not in tasks:
+                raise InputError(f"ranker.loss.weights.{name} names no task; known: {', '.join(tasks)}")
+        return [self.weights.get(name, 1.0) for name in tasks]
 
 
 class RankingTask(nn.Module):
@@ -98,10 +110,7 @@ class RankingTask(nn.Module):
         """
         super().__init__()
         self.model = model
-        for name in config.weights:
-            if name not in schema.outcomes:
-                raise InputError(f"ranker.loss.weights.{name} names no task; there are: {', '.join(schema.outcomes)}")
-        weights = torch.tensor([config.weights.get(name, 1.0) for name in schema.outcomes])
+        weights = torch.tensor(config.weights_of(schema.outcomes), dtype=torch.float32)
         self.register_buffer("weight_T", weights, persistent=False)
         self.register_buffer("binary_T", torch.tensor(schema.binary), persistent=False)
         self.noise_T = nn.Parameter(torch.zeros(len(schema.outcomes))) if config.learned else None
@@ -120,7 +129,8 @@ class RankingTask(nn.Module):
             batch.weights,
         )
         if self.noise_T is not None:
-            share = len(batch.labels["outcomes"]) if batch.weights is None else batch.weights.sum()
-            loss_T = loss_T * torch.exp(-self.noise_T) + self.noise_T / 2 * share / batch.share.rows
+            known_BT = ~batch.labels["outcomes"].isnan()
+            known_T = (known_BT if batch.weights is None else known_BT * batch.weights.unsqueeze(1)).sum(0)
+            loss_T = loss_T * torch.exp(-self.noise_T) + self.noise_T / 2 * known_T / batch.share.rows
         loss = (loss_T * self.get_buffer("weight_T")).sum()
         return loss + self.model.auxiliary(outputs, batch), outputs  # pyright: ignore[reportCallIssue]

@@ -40,6 +40,9 @@ class Config(Settings):
     """Further columns of the events file to keep, under their own names."""
     item_columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name → column of the items file (`item_id, title, categories, created_at`, …)."""
+    item_context: tuple[str, ...] | None = None
+    """Further columns of the items file to keep, under their own names; None: all. An items file that is the log itself
+    has columns of what somebody did, which say nothing of the item."""
     user_columns: dict[str, str] = Field(default_factory=dict)
     """Canonical name → column of the users file (`user_id`, …)."""
     category_separator: str = "|"
@@ -248,6 +251,11 @@ def _table(path: Path | None, columns: dict[str, str], key: str, config: Config)
         return None
     field = f"dataset.{key.removesuffix('_id')}_columns"
     table = _rename(_read(path, [columns.get(key, key)]), columns, path, field)
+    if key == "item_id" and config.item_context is not None:
+        for name in config.item_context:
+            if name not in table.columns:
+                raise InputError(f"{path}: dataset.item_context names '{name}', which is no column of it")
+        table = table.select(name for name in table.columns if name in {key, *columns, *config.item_context})
     if "created_at" in table.columns:
         table = _milliseconds(table, "created_at", "ms")
     if table.schema.get("categories") == pl.String:

@@ -62,7 +62,7 @@ class OverArch(nn.Module):
         """The outputs of a ranker; `asked_BTE` are the gates before all but a few of them were closed."""
         if self.gate is None:
             return {"logits_BT": self.head(self.bottom(x_BK))}
-        asked_BTE = self.gate(x_BK).view(len(x_BK), self.tasks, -1).float().softmax(2)
+        asked_BTE = self.gate(x_BK).unflatten(1, (self.tasks, -1)).float().softmax(2)
         top_BTk, place_BTk = asked_BTE.topk(self.config.top, dim=2)
         shares_BTk = top_BTk / top_BTk.sum(2, keepdim=True)
         gates_BTE = torch.zeros_like(asked_BTE).scatter(2, place_BTk, shares_BTk)
@@ -106,7 +106,7 @@ class Experts(nn.Module):
 
     def forward(self, x_BK: Tensor) -> Tensor:
         """[B, K] → [B, E, H]."""
-        hidden_EBH = torch.relu(self.first(x_BK)).view(len(x_BK), self.experts, -1).transpose(0, 1)
+        hidden_EBH = torch.relu(self.first(x_BK)).unflatten(1, (self.experts, -1)).transpose(0, 1)
         for weight_EHH, bias_E1H in zip(self.weights, self.biases, strict=True):
             hidden_EBH = torch.relu(torch.baddbmm(bias_E1H, hidden_EBH, weight_EHH))
         return hidden_EBH.transpose(0, 1)

@@ -7,6 +7,8 @@ is something too.
 B candidates, R requests of G candidates each, T longest history, N steps in all, D width, H heads, A width of a head.
 """
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -30,10 +32,37 @@ class Config(Settings):
     steps: int = Field(default=50, gt=0)
     """Steps back that are told apart; what is older counts as the oldest of them."""
 
+    def of(self, features: Sequence[FeatureSpec]) -> tuple[FeatureSpec, FeatureSpec]:
+        """The features of the history and of the candidate.
 
-def table_name(schema: Schema, config: Config) -> str:
-    """The table of its embeddings: its own, for what pools well is another thing than what compares well."""
-    return f"{_feature(schema, config.candidate, 'sparse').table_name}_attended"
+        Raises:
+            InputError: they are not there, of another kind, of two tables, or not what attention can do with.
+        """
+        history, candidate = _feature(features, self.history, "bag"), _feature(features, self.candidate, "sparse")
+        if not history.source.startswith(("request.", "user.")):
+            raise InputError(
+                f"ranker.model.attention.history = {history.name!r} is of {history.source}, which differs from "
+                "candidate to candidate; name a bag of the request or the user"
+            )
+        if history.table_name != candidate.table_name:
+            raise InputError(
+                f"ranker.model.attention: {history.name} reads table {history.table_name} and {candidate.name} table "
+                f"{candidate.table_name}; what is compared is of one table"
+            )
+        if candidate.params.get("unbounded") or history.params.get("unbounded"):
+            raise InputError(
+                f"ranker.model.attention.candidate = {candidate.name!r} has ids without bound; name a feature of "
+                "bounded ids"
+            )
+        if candidate.dim % self.heads:
+            raise InputError(
+                f"ranker.model.attention.heads = {self.heads} does not divide dim = {candidate.dim}; change one"
+            )
+        return history, candidate
+
+    def table(self, features: Sequence[FeatureSpec]) -> str:
+        """The table of its embeddings: its own, for what pools well is another thing than what compares well."""
+        return f"{self.of(features)[1].table_name}_attended"
 
 
 class TargetAttention(nn.Module):
@@ -43,23 +72,20 @@ class TargetAttention(nn.Module):
         """The table is made on `device`.
 
         Raises:
-            InputError: the features are not there, of another kind, or of two tables.
+            InputError: see `Config.of`.
         """
         super().__init__()
-        history, candidate = _feature(schema, config.history, "bag"), _feature(schema, config.candidate, "sparse")
-        if history.table_name != candidate.table_name:
-            raise InputError(
-                f"ranker.model.attention: {history.name} reads table {history.table_name} and {candidate.name} table "
-                f"{candidate.table_name}; what is compared is of one table"
-            )
+        history, candidate = config.of(schema.features)
         dim = candidate.dim
-        if dim % config.heads:
-            raise InputError(f"ranker.model.attention.heads = {config.heads} does not divide dim = {dim}; change one")
         assert candidate.rows is not None
         self.history, self.candidate, self.heads = history.name, candidate.name, config.heads
-        self.key = table_name(schema, config)
+        self.key = config.table(schema.features)
         table = EmbeddingConfig(
-            name=self.key, num_embeddings=candidate.rows, embedding_dim=dim, feature_names=[self.key]
+            name=self.key,
+            num_embeddings=candidate.rows,
+            embedding_dim=dim,
+            feature_names=[self.key],
+            init_fn=nn.init.zeros_,
         )
         self.sparse_arch = EmbeddingCollection(tables=[table], device=device)
         self.back_SD = nn.Parameter(torch.randn(config.steps, dim) / dim**0.5)
@@ -74,6 +100,7 @@ class TargetAttention(nn.Module):
             sparse: of B candidates.
             together: G: so many that follow each other are of one request, and have one history.
         """
+        assert sparse.stride() % together == 0, f"{sparse.stride()} rows are no requests of {together}"
         candidate_B, history = sparse[self.candidate].values(), sparse[self.history]
         lengths_R, history_N = history.lengths()[::together], history.values()
         if together > 1:
@@ -112,8 +139,8 @@ def _of_first(values_N: Tensor, offsets_B1: Tensor, lengths_R: Tensor, together:
     return values_N[within + (start_R - (ends_R - lengths_R)).repeat_interleave(lengths_R)]
 
 
-def _feature(schema: Schema, name: str, kind: str) -> FeatureSpec:
-    found = {feature.name: feature for feature in schema.features if feature.kind == kind}
+def _feature(features: Sequence[FeatureSpec], name: str, kind: str) -> FeatureSpec:
+    found = {feature.name: feature for feature in features if feature.kind == kind}
     if name not in found:
         raise InputError(
             f"ranker.model.attention names '{name}', which is no {kind} feature; there are: "

@@ -22,7 +22,7 @@ from embeddings.histories import Histories, retrieval_batch
 from embeddings.sharding import table_parameters
 from features import registry
 from features.graph import Config as GraphConfig
-from features.labels import Task
+from features.labels import FittedTask
 from features.schema import FeatureSpec, Schema
 from features.settings import Settings
 from recsys.losses import Links
@@ -52,7 +52,7 @@ SCHEMA = Schema(
         feature("idle", "dense"),
     ),
     label="like",
-    tasks=(Task(name="long", source="seconds", at_least=3), Task(name="dwell", source="seconds")),
+    tasks=(FittedTask(name="long", source="seconds", at_least=3), FittedTask(name="dwell", source="seconds")),
     items=ITEMS,
     users=USERS,
 )

@@ -107,6 +107,29 @@ def test_a_step_sees_nothing_of_what_follows_it(config: Config):
         np.testing.assert_allclose(after[: step + 1], before[: step + 1], atol=1e-5)
 
 
+def test_a_tie_does_not_tell_of_what_the_window_added():
+    # Items 1 … 4 are alike; of three edges of item 1 that are kept, the window alone has made the one to 4 the first.
+    alike = (np.array([1, 1, 1, 1], dtype=np.int32), np.array([0, 0, 1, 2, 3, 4, 4, 4, 4, 4]))
+    lists = [[1, 7], [1, 7], [1, 7], [1, 7], [1, 4]]
+    config = Config(shrinkage=1, content=0.5, neighbours=3)
+    found = Walk(Graph.of(*flat(lists), ITEMS, config, [alike]), 0.5).of_windows(*flat(lists), EVERY)
+    others = Walk(Graph.of(*flat(lists[:-1]), ITEMS, config, [alike]), 0.5).of_histories(histories([1]), EVERY)
+    told, expected = set(np.flatnonzero(dense(found)[-1])), set(np.flatnonzero(dense(others)[0]))
+    assert 4 not in expected
+    assert told <= expected
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 2.0])
+def test_likeness_by_content_is_the_same_from_both_ends(shrinkage: float):
+    lists = [[1, 2], [5, 6, 1], [3, 8], [6, 2]]
+    graph = Graph.of(*flat(lists), ITEMS, Config(shrinkage=shrinkage, content=0.5, neighbours=ITEMS), [described()])
+    start = np.repeat(EVERY, np.diff(graph.offsets))
+    content = {(a, b): value for a, b, value in zip(start, graph.items, graph.content, strict=True)}
+    assert np.isfinite(graph.similarity).all()
+    assert any(value > 0 for value in content.values())
+    assert all(content.get((b, a)) == pytest.approx(value) for (a, b), value in content.items())
+
+
 def test_candidates_alone_are_told_of_by_their_places():
     lists = [[1, 2, 3, 4], [2, 3, 5], [1, 3, 4]]
     made = walk(lists, Config())

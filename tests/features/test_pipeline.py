@@ -433,14 +433,23 @@ def test_what_does_not_fit_is_one_line(
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Task(name="sold", source="sales"), "prepare.tasks.sold: the log's column 'sales' is missing, not a number"),
-        (Task(name="big", source="size"), "prepare.tasks.big: the log's column 'size' is String, not a number"),
+        (
+            Task(name="sold", source="sales"),
+            "prepare.tasks.sold: 'sales' is no column of the log with numbers that tell",
+        ),
+        (
+            Task(name="big", source="size"),
+            "'size' is no column of the log with numbers that tell what happened; name one",
+        ),
+        (Task(name="who", source="user_id"), "what happened; name one of: value, one, done"),
+        (Task(name="ended", source="done"), "prepare.tasks.ended: 'done' is yes or no; set at_least = 1"),
+        (Task(name="cost", source="price"), "feature price: 'price' is what task cost predicts"),
         (Task(name="kind", source="device"), "feature device: 'device' is what task kind predicts"),
         (Task(name="same", source="one"), "prepare.tasks.same: the training part has fewer than two different numbers"),
     ],
 )
 def test_a_task_that_does_not_fit_is_one_line(tmp_path: Path, task: Task, message: str) -> None:
-    table = events().with_columns(size=pl.lit("large"), one=pl.lit(2.0))
+    table = events().with_columns(size=pl.lit("large"), one=pl.lit(2.0), done=pl.lit(True))
     with pytest.raises(InputError) as caught:
         made(tmp_path / "examples", table, config(tasks=(task,)), SPECS)
     assert message in str(caught.value)

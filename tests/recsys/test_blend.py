@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from features.errors import InputError
-from features.labels import Task
+from features.labels import FittedTask
 from features.schema import Schema
 from recsys.blend import Blend, Config, Places
 from recsys.diversity import OWN
@@ -40,7 +40,7 @@ EVERYTHING = {
 
 def blend(items: pl.DataFrame, tasks: list[str] = TASKS, numbers: tuple[str, ...] = (), **config: Any) -> Blend:
     """For a ranker with these tasks, of which some are numbers."""
-    others = tuple(Task(name=name, source=name, at_least=None if name in numbers else 1.0) for name in tasks[1:])
+    others = tuple(FittedTask(name=name, source=name, at_least=None if name in numbers else 1.0) for name in tasks[1:])
     schema = Schema(features=(), label=tasks[0], tasks=others, items=ITEMS, users=1)
     return Blend(Config.model_validate(config), items, schema)
 

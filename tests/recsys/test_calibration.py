@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from features.labels import Task
+from features.labels import FittedTask
 from features.schema import Schema
 from recsys.calibration import Calibration
 
 SCHEMA = Schema(
     features=(),
     label="click",
-    tasks=(Task(name="follow", source="f", at_least=1), Task(name="dwell", source="d")),
+    tasks=(FittedTask(name="follow", source="f", at_least=1), FittedTask(name="dwell", source="d")),
     items=1,
     users=1,
 )

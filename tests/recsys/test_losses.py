@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
+from embeddings.batch import Batch, Share
+from features.labels import FittedTask
+from features.schema import Schema
 from recsys import losses
 from recsys.losses import Links, binary, softmax, task_losses
+from recsys.tasks import RankingLoss, RankingTask, RetrievalTask
 
 STEPS, ITEMS, WIDTH = 12, 40, 8
 
@@ -202,6 +206,58 @@ def test_parts_sum_to_the_whole(vectors: Vectors):
     whole = task_losses(logits_NT, outcome_NT, YES_OR_NO, STEPS, None)
     of_parts = [task_losses(logits_NT[p], outcome_NT[p], YES_OR_NO, STEPS, None) for p in parts]
     torch.testing.assert_close(torch.stack(of_parts).sum(0), whole)
+
+
+def test_links_learn_beside_what_the_vectors_learn():
+    def batch(links: bool) -> tuple[dict[str, torch.Tensor], Batch]:
+        torch.manual_seed(0)
+        outputs = {"user_ND": torch.randn(3, 4).requires_grad_(), "candidates_CD": torch.randn(5, 4).requires_grad_()}
+        sequences: dict[str, torch.Tensor] = {}
+        if links:
+            outputs["link_M"] = torch.tensor([1.0, 2.0]).requires_grad_()
+            sequences = {"link_offsets": torch.tensor([0, 1, 1, 2]), "link_candidates": torch.tensor([2, 4])}
+        share = Share(step=0, rows=1, targets=3, tokens_before=0, tokens=3)
+        return outputs, Batch(sequences=sequences, labels={"next_item": torch.tensor([2, 0, 3])}, share=share)
+
+    with_links, without = batch(True), batch(False)
+    for outputs, made in (with_links, without):
+        RetrievalTask._loss(outputs, made).backward()
+    for name in ("user_ND", "candidates_CD"):
+        torch.testing.assert_close(with_links[0][name].grad, without[0][name].grad)
+    grad_M = with_links[0]["link_M"].grad
+    assert grad_M is not None
+    # The first is of the step's own target, and gains by being greater.
+    assert (grad_M < 0).tolist() == [True, False]
+
+
+def test_a_learned_weight_is_as_sure_of_a_task_that_is_seldom_known():
+    schema = Schema(
+        features=(),
+        label="a",
+        tasks=(FittedTask(name="often", source="x"), FittedTask(name="seldom", source="x")),
+        items=1,
+        users=1,
+    )
+
+    class Constant(torch.nn.Module):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"logits_BT": torch.zeros(100, 3)}
+
+        def auxiliary(self, outputs: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
+            return torch.zeros(())
+
+    outcome_BT = torch.full((100, 3), 0.5)
+    outcome_BT[10:, 2] = torch.nan
+    task = RankingTask(Constant(), schema, RankingLoss(learned=True))
+    share = Share(step=0, rows=100, targets=100, tokens_before=0, tokens=0)
+    optimizer = torch.optim.Adam(task.parameters(), lr=0.05)
+    for _ in range(500):
+        optimizer.zero_grad()
+        task(Batch(labels={"outcomes": outcome_BT}, share=share))[0].backward()
+        optimizer.step()
+    assert task.noise_T is not None
+    # The log of the mean squared error, whatever the number of rows.
+    torch.testing.assert_close(task.noise_T[1:].detach(), torch.full((2,), 0.25).log(), atol=0.02, rtol=0)
 
 
 YES_OR_NO = torch.tensor([True, False])

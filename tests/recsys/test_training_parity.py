@@ -27,7 +27,7 @@ from recsys.data import Place, RankingReader
 from recsys.resume import Training
 from recsys.roles import ModelConfig, RankerConfig, RankerLoop, RetrieverConfig, build_task, open_catalogue
 from recsys.sequences import Candidates, SequenceReader
-from recsys.tasks import RankingTask, RetrievalTask
+from recsys.tasks import RankingLoss, RankingTask, RetrievalTask
 from recsys.train import train
 
 LOSS = 2e-5
@@ -103,7 +103,8 @@ MODELS: dict[str, ModelConfig] = {
     "ranker": RankerConfig(train=RankerLoop(epochs=2, batch_size=255), optimizer=optim.Config(eps=1e-5)),
     "ranker, experts": RankerConfig(
         kind="dhen",
-        model={"over": {"layers": (16, 8), "experts": 4}},
+        model={"over": {"layers": (16, 8), "experts": 4}, "attention": {}},
+        loss=RankingLoss(learned=True),
         train=RankerLoop(epochs=2, batch_size=255),
         optimizer=optim.Config(eps=1e-5),
     ),
