@@ -21,7 +21,7 @@ def test_json_has_all_that_is_promised(finished_run: FinishedRun) -> None:
     assert found["retrieval"].keys() >= METRICS
     assert found["baselines"].keys() == {"popularity", "item_knn"}
     assert all(metrics.keys() >= METRICS for metrics in found["baselines"].values())
-    assert found["ranking"]["like"].keys() >= {"auc", "gauc", "logloss", "ne", "calibration"}
+    assert found["ranking"]["click"].keys() >= {"auc", "gauc", "logloss", "ne", "calibration"}
     assert found["replay"].keys() >= {"recall@10", "ndcg@10", "latency_ms"}
     assert found["replay"]["latency_ms"].keys() >= {"p50", "p99"}
     assert found["seconds"].keys() == {"prepare", "train", "export", "evaluate", "probe", "replay"}
@@ -31,7 +31,7 @@ def test_models_learn(finished_run: FinishedRun) -> None:
     found = finished_run.results
     by_chance = sum(1 / math.log2(rank + 1) for rank in range(1, 11)) / found["rows"]["items"]
     assert found["retrieval"]["ndcg@10"] > 3 * by_chance
-    assert found["ranking"]["like"]["auc"] > 0.53
+    assert found["ranking"]["click"]["auc"] > 0.53
 
 
 def test_feed_over_http_is_the_recommenders(finished_run: FinishedRun) -> None:
