@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import Tensor
@@ -239,6 +240,7 @@ def test_quantised_feeds_are_nearly_those_of_fp32(trained_bundles: dict[str, Pat
 
 
 def test_lost_quality_is_measured_as_training_measures(finished_run: FinishedRun, trained_bundles: dict[str, Path]):
+    asked = pl.read_parquet(finished_run.directory / "examples" / "time" / "sequences" / "valid.parquet").height
     for form, lost in (("int8", 0.002), ("int4", 0.02)):
         found = (manifest.read(trained_bundles[form]) or {})["export"]
         for role in ROLES:
@@ -249,7 +251,9 @@ def test_lost_quality_is_measured_as_training_measures(finished_run: FinishedRun
             quality = found["quality"][role]
             for name, value in in_training.items():
                 assert math.isclose(quality["fp32"][name], value, abs_tol=1e-5), (role, name)
-                assert abs(quality["stored"][name] - value) < lost, (form, role, name)
+                # A recall is a count of questions, of which one may be on either side.
+                least = 1 / asked + 1e-9 if name.startswith("recall") else 0.0
+                assert abs(quality["stored"][name] - value) < max(lost, least), (form, role, name)
             if role == "ranker":  # whose metrics are no counts
                 assert quality["stored"] != quality["fp32"]
         assert 0 < found["relative_error"] < (0.01 if form == "int8" else 0.15)

@@ -246,7 +246,7 @@ class Poison:
         self.steps = steps
 
     def __call__(self, loop: Loop, step: int) -> None:
-        dense = next(p for name, p in loop.model.named_parameters() if name.endswith("over_arch.4.bias"))
+        dense = next(p for name, p in loop.model.named_parameters() if name.endswith("over_arch.head.bias"))
         if not hasattr(self, "calm"):
             self.calm = dense.detach().clone()
         if dist.get_rank() == 1:
