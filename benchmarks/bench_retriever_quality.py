@@ -39,10 +39,12 @@ NO_GRAPH: dict[str, Any] = {"items": {"graph": None, "neighbours": 0}}
 
 def ablations(section: RetrieverConfig) -> dict[str, dict[str, Any]]:
     """What is changed in each row; rows that would change nothing are not there."""
-    dim = section.model.get("dim", 64)
+    dim, graph = section.model.get("dim", 64), section.items.graph
+    by_people = None if graph is None else graph.model_copy(update={"content": 0.0}).model_dump()
     found: dict[str, dict[str, Any]] = {
         "without the graph": NO_GRAPH,
-        "without content": {"items": {"content": ()}},
+        "without content": {"items": {"content": (), "graph": by_people}},
+        "no edges by content": {"items": {"graph": by_people}},
         "ids alone": {"items": {"content": (), "graph": None, "neighbours": 0}},
         "without the hierarchy": {"kind": "sequential"},
         "twice the width": {"model": {"dim": 2 * dim}},
