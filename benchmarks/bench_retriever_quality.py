@@ -57,8 +57,9 @@ def ablations(section: RetrieverConfig) -> dict[str, dict[str, Any]]:
         "512 uniform negatives": {"loss": {"kind": "sampled", "negatives": 512, "in_batch": False}},
         "512 uniform and in-batch negatives": {"loss": {"kind": "sampled", "negatives": 512, "in_batch": True}},
         "cold items, 10 %": {"items": {"cold": 0.1}},
-        "with neighbours' embeddings": {"items": {"neighbours": 16, "drawn": 4}},
     }
+    if graph is not None:
+        found["with neighbours' embeddings"] = {"items": {"neighbours": 16, "drawn": 4}}
     return {"whole": {}} | {name: parts for name, parts in found.items() if changed(section, parts) != section}
 
 
