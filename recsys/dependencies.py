@@ -34,15 +34,7 @@ _TRAINING = (
     *(
         f"recsys/{name}.py"
         for name in (
-            "train",
-            "resume",
-            "roles",
-            "tasks",
-            "losses",
-            "data",
-            "sequences",
-            "metrics",
-            "checkpoint",
+            *("train", "resume", "roles", "tasks", "losses", "data", "sequences", "metrics", "checkpoint"),
             "distributed",
         )
     ),
