@@ -55,14 +55,18 @@ def softmax(
     bias_S: Tensor | None = None,
     links: Links | None = None,
 ) -> Tensor:
-    """Cross entropy of each step's next item among candidates.
+    """Cross entropy of each step's next item among candidates, and, where there are links, that of scores with them.
 
-    Where these are the whole catalogue this is the full softmax. Where they are sampled, the first S of them are the
-    sample, with which every step is compared, and the others are targets alone. `bias_S` is minus the log of the chance
-    that a candidate is in the sample (logQ: Bengio & Senécal, 2008), so that the loss estimates the full softmax; the
-    target, which is always there, is not corrected.
+    Where candidates are the whole catalogue this is the full softmax. Where they are sampled, the first S of them are
+    the sample, with which every step is compared, and the others are targets alone. `bias_S` is minus the log of the
+    chance that a candidate is in the sample (logQ: Bengio & Senécal, 2008), so that the loss estimates the full
+    softmax; the target, which is always there, is not corrected.
 
-    Scores are computed for CHUNK steps at a time, and with them their gradients, so that N × C numbers are never held.
+    Links learn beside the vectors, what these leave unsaid: the second cross entropy is added, and its gradient goes to
+    the links alone. Learned through one loss with them, vectors would leave to links what they could learn themselves.
+
+    Scores are computed for CHUNK steps at a time, and with them their gradients, so that N × C numbers are never held;
+    links change few of a step's scores, so that their loss follows from the chances without them, in time M.
     Under autocast scores and products are of its type; the loss and what is added up over chunks are float32.
 
     Args:
@@ -99,9 +103,7 @@ class _Softmax(torch.autograd.Function):
         apart = shared < len(candidates_CD)
         low_ND, low_CD = user_ND.to(dtype), candidates_CD.to(dtype)
         low_SD = low_CD[:shared]
-        vectors_learn = any(ctx.needs_input_grad[:2])
-        user_grad = torch.empty_like(user_ND) if vectors_learn else user_ND.new_empty(0)
-        candidates_grad = torch.zeros_like(candidates_CD) if vectors_learn else user_ND.new_empty(0)
+        user_grad, candidates_grad = torch.empty_like(user_ND), torch.zeros_like(candidates_CD)
         logit_grad = None if logit_M is None else torch.zeros_like(logit_M)
         loss = user_ND.new_zeros(())
         # One buffer for all chunks: its pages are fetched once.
@@ -120,33 +122,30 @@ class _Softmax(torch.autograd.Function):
                 own_P1 = score_PW.gather(1, at_P1)
                 score_PS.add_(bias_S.to(dtype))
                 score_PW.scatter_(1, at_P1, own_P1)
-            mine, places = slice(0), target_N[:0]
-            if links is not None and logit_M is not None:
-                mine, places = _link_places(links, part, target_P, shared, apart=apart)
-                score_PW.view(-1).index_add_(0, places, logit_M[mine].to(dtype))
             if apart:
                 twice = (target_P < shared).nonzero().squeeze(1)
                 score_PW[twice, target_P[twice]] = -torch.inf
             chance_PW = torch.softmax(score_PW, 1, out=score_PW)
+            if links is not None and logit_M is not None and logit_grad is not None:
+                mine, row_M, column_M = _link_places(links, part, target_P, shared, apart=apart)
+                more, logit_grad[mine] = _linked(chance_PW, at_P1, row_M, column_M, logit_M[mine])
+                loss += more
             own_P1 = chance_PW.gather(1, at_P1).float()
             chance_PW.scatter_(1, at_P1, 0.0)
             # 1 − p, whose digits bf16 would have lost where p is near 1; each row of the gradient sums to 0.
             rest_P1 = chance_PW.sum(1, keepdim=True, dtype=torch.float32)
             sure_P1 = -torch.log1p(-rest_P1.clamp(max=0.5))
-            unsure_P1 = -own_P1.clamp(min=torch.finfo(torch.float32).tiny).log()
-            loss += torch.where(rest_P1 < 0.5, sure_P1, unsure_P1).sum()
+            unsure_P1 = -own_P1.clamp(min=_TINY).log()
+            # With links this loss counts twice: theirs is given as its difference.
+            own_loss = torch.where(rest_P1 < 0.5, sure_P1, unsure_P1).sum()
+            loss += own_loss if logit_grad is None else 2 * own_loss
             chance_PW.scatter_(1, at_P1, -rest_P1.to(dtype))
-            if logit_grad is not None:
-                logit_grad[mine] = chance_PW.view(-1)[places].float()
-            if not vectors_learn:
-                continue
             chance_PS = chance_PW[:, :shared]
             user_grad[part] = chance_PS @ low_SD
             candidates_grad[:shared] += chance_PS.T @ user_PD
             if apart:
                 user_grad[part] -= rest_P1 * candidates_CD[target_P]
                 candidates_grad.index_add_(0, target_P, -rest_P1 * user_ND[part])
-        ctx.vectors_learn = vectors_learn
         ctx.save_for_backward(user_grad, candidates_grad, logit_grad)
         return loss
 
@@ -155,24 +154,51 @@ class _Softmax(torch.autograd.Function):
         (grad,) = grads
         user_grad, candidates_grad, logit_grad = ctx.saved_tensors
         of_links = None if logit_grad is None else logit_grad * grad
-        if not ctx.vectors_learn:
-            return None, None, None, None, None, None, of_links
         return user_grad * grad, candidates_grad * grad, None, None, None, None, of_links
+
+
+def _linked(
+    chance_PW: Tensor, at_P1: Tensor, row_M: Tensor, column_M: Tensor, logit_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By how much links raise the sum of the losses of some steps, and the gradient with respect to their logits.
+
+    With p the chances without links and l their logits, the chances are p·exp(l) / Z, Z = 1 + Σ p·(exp(l) − 1); all is
+    divided by the largest exp(l) of the row.
+
+    Args:
+        chance_PW: p.
+        at_P1: column of each step's target.
+        row_M: step of each link.
+        column_M: its column.
+        logit_M: l; float32.
+    """
+    chance_M = chance_PW[row_M, column_M].float()
+    zero_P = logit_M.new_zeros(len(chance_PW))
+    most_P = zero_P.scatter_reduce(0, row_M, logit_M, "amax")
+    raised_M = chance_M * torch.exp(logit_M - most_P[row_M])
+    unlinked_P = (1 - zero_P.index_add(0, row_M, chance_M)).clamp(min=0)
+    sum_P = (unlinked_P * torch.exp(-most_P)).index_add(0, row_M, raised_M).clamp(min=_TINY)
+    own_M = column_M == at_P1.squeeze(1)[row_M]
+    loss = (sum_P.log() + most_P).sum() - (logit_M * own_M).sum()
+    return loss, raised_M / sum_P[row_M] - own_M.float()
 
 
 def _link_places(
     links: Links, part: slice, target_P: Tensor, shared: int, *, apart: bool
-) -> tuple[slice | Tensor, Tensor]:
-    """Which links add to the scores of some steps, and their places in these scores, end to end; int64."""
+) -> tuple[slice | Tensor, Tensor, Tensor]:
+    """Which links add to the scores of some steps, and the row and column of each among these; int64."""
     mine, row_M = links.of_steps(part)
     candidate_M = links.candidate_M[mine]
     if not apart:
-        return mine, row_M * shared + candidate_M
+        return mine, row_M, candidate_M
     own_M = candidate_M == target_P[row_M]
     # Of a candidate that is a target alone, only the step whose target it is hears.
     kept = ((candidate_M < shared) | own_M).nonzero().squeeze(1)
-    column_M = torch.where(own_M, shared, candidate_M)
-    return mine.start + kept, (row_M * (shared + 1) + column_M)[kept]
+    return mine.start + kept, row_M[kept], torch.where(own_M, shared, candidate_M)[kept]
+
+
+_TINY = torch.finfo(torch.float32).tiny
+"""A chance that has underflowed is taken for this, so that its logarithm is a number."""
 
 
 def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N: Tensor, count: int) -> Tensor:

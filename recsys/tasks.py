@@ -72,11 +72,7 @@ class RetrievalTask(nn.Module):
         if "negatives" in sequences:
             return binary(user_ND, candidates_CD, target_N, sequences["negatives"], count)
         bias_S, links = sequences.get("bias"), Links.of(batch, outputs)
-        loss = softmax(user_ND, candidates_CD, target_N, count, bias_S)
-        if links is None:
-            return loss
-        # Links learn what the model leaves unsaid. Trained together, it would leave to them what it could learn itself.
-        return loss + softmax(user_ND.detach(), candidates_CD.detach(), target_N, count, bias_S, links)
+        return softmax(user_ND, candidates_CD, target_N, count, bias_S, links)
 
 
 class RankingLoss(Settings):

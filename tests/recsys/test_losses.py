@@ -14,7 +14,7 @@ from features.labels import FittedTask
 from features.schema import Schema
 from recsys import losses
 from recsys.losses import Links, binary, softmax, task_losses
-from recsys.tasks import RankingLoss, RankingTask, RetrievalTask
+from recsys.tasks import RankingLoss, RankingTask
 
 STEPS, ITEMS, WIDTH = 12, 40, 8
 
@@ -60,7 +60,9 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 @pytest.mark.parametrize("linked", [False, True], ids=["", "links"])
 @pytest.mark.parametrize("sampled", [None, ITEMS, ITEMS // 3, 2], ids=["full", "bias", "a third", "two"])
 def test_softmax_and_its_gradients_are_those_of_cross_entropy(vectors: Vectors, sampled: int | None, linked: bool):
-    """Of a sample, with the candidates behind it left out of all scores but those of steps whose targets they are."""
+    """Of a sample, with the candidates behind it left out of all scores but those of steps whose targets they are; with
+    links, of their own loss beside that of the vectors.
+    """
     bias_C = None
     if sampled is not None:
         bias_C = torch.linspace(-3, 1, ITEMS)
@@ -72,14 +74,15 @@ def test_softmax_and_its_gradients_are_those_of_cross_entropy(vectors: Vectors, 
     if bias_C is not None:
         own_NC = torch.zeros_like(score_NC, dtype=torch.bool).scatter_(1, target_N.unsqueeze(1), True)
         score_NC = torch.where(own_NC, score_NC, score_NC + bias_C)
+    theirs = cross_entropy(score_NC, target_N)
     links, logits = None, []
     if linked:
         offsets, candidate_M, logit_M = some_links()
         logits = [logit_M.clone().requires_grad_() for _ in range(2)]
         links = Links(offsets, candidate_M, logits[0])
         row_M = torch.arange(STEPS).repeat_interleave(offsets.diff())
-        score_NC = score_NC.index_put((row_M, candidate_M), logits[1], accumulate=True)
-    theirs = cross_entropy(score_NC, target_N)
+        linked_NC = score_NC.detach().index_put((row_M, candidate_M), logits[1], accumulate=True)
+        theirs = theirs + cross_entropy(linked_NC, target_N)
     ours = softmax(*found, target_N, STEPS, None if bias_C is None else bias_C[:sampled], links)
     (3 * theirs).backward()
     (3 * ours).backward()
@@ -208,26 +211,19 @@ def test_parts_sum_to_the_whole(vectors: Vectors):
     torch.testing.assert_close(torch.stack(of_parts).sum(0), whole)
 
 
-def test_links_learn_beside_what_the_vectors_learn():
-    def batch(links: bool) -> tuple[dict[str, torch.Tensor], Batch]:
-        torch.manual_seed(0)
-        outputs = {"user_ND": torch.randn(3, 4).requires_grad_(), "candidates_CD": torch.randn(5, 4).requires_grad_()}
-        sequences: dict[str, torch.Tensor] = {}
-        if links:
-            outputs["link_M"] = torch.tensor([1.0, 2.0]).requires_grad_()
-            sequences = {"link_offsets": torch.tensor([0, 1, 1, 2]), "link_candidates": torch.tensor([2, 4])}
-        share = Share(step=0, rows=1, targets=3, tokens_before=0, tokens=3)
-        return outputs, Batch(sequences=sequences, labels={"next_item": torch.tensor([2, 0, 3])}, share=share)
-
-    with_links, without = batch(True), batch(False)
-    for outputs, made in (with_links, without):
-        RetrievalTask._loss(outputs, made).backward()
-    for name in ("user_ND", "candidates_CD"):
-        torch.testing.assert_close(with_links[0][name].grad, without[0][name].grad)
-    grad_M = with_links[0]["link_M"].grad
-    assert grad_M is not None
-    # The first is of the step's own target, and gains by being greater.
-    assert (grad_M < 0).tolist() == [True, False]
+@pytest.mark.parametrize("logit", [-200.0, 0.0, 200.0])
+def test_a_link_of_any_strength_has_a_finite_loss(logit: float):
+    """Three candidates of equal scores, and one link, to the target or to another."""
+    user_ND, item_ID = torch.ones(2, 1), torch.zeros(3, 1)
+    logit_M = torch.full((2,), logit, requires_grad=True)
+    links = Links(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), logit_M)
+    loss = softmax(user_ND, item_ID, torch.tensor([0, 0]), 1, None, links) - 2 * math.log(3)
+    loss.backward()
+    expected_M = torch.tensor([[logit, 0.0, 0.0], [0.0, logit, 0.0]], dtype=torch.float64, requires_grad=True)
+    expected = cross_entropy(expected_M, torch.tensor([0, 0]), reduction="sum")
+    (expected_grad,) = torch.autograd.grad(expected, expected_M)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(logit_M.grad, expected_grad[[0, 1], [0, 1]].float())
 
 
 def test_a_learned_weight_is_as_sure_of_a_task_that_is_seldom_known():
