@@ -5,6 +5,7 @@ recsys serve configs/quickstart/ml-100k.toml --serve.port 8000
 
 import logging
 import os
+import random
 import signal
 import socket
 import sys
@@ -92,10 +93,23 @@ def require_free(host: str, port: int) -> None:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of the loopback that nobody listens on, drawn by chance.
+
+    It is none of those that systems give to connections, and that Ray gives to its workers: one of Ray's many would
+    take it before its server does.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise InputError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free on this host")
+
+
+_PORTS = range(20_000, 32_768)
+"""Above Ray's workers, below the ephemeral ports of Linux."""
 
 
 def _environment() -> dict[str, str]:
