@@ -6,7 +6,7 @@ NumPy; dictionaries and hashes are remembered value by value, from the expressio
 to the expressions, bit by bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -64,7 +64,12 @@ class Instant:
         self._remembered: dict[str, dict[Any, int]] = {feature.spec.name: {} for feature in self.features}
 
     def encode(
-        self, asked: Sequence[Asked], histories: Sequence[Sequence[Event]], item_BR: np.ndarray, store: StateStore
+        self,
+        asked: Sequence[Asked],
+        histories: Sequence[Sequence[Event]],
+        item_BR: np.ndarray,
+        store: StateStore,
+        retrieved: Mapping[str, np.ndarray] | None = None,
     ) -> Encoded:
         """The features of each request and each of its items, request by request; B · R rows.
 
@@ -73,9 +78,11 @@ class Instant:
             histories: of each request's person, from the store.
             item_BR: item indices.
             store: where the counters are.
+            retrieved: what the retriever says of the items, by the column `retrieved.…`; float64 [B · R].
         """
         requests, width = item_BR.shape
         people, pairs = self.moment.columns(asked, histories, item_BR, store)
+        pairs |= retrieved or {}
         item = item_BR.ravel()
         user = np.array([self.moment.user_index.get(one.user_id, 0) for one in asked], dtype=np.int64)
         found: dict[str, np.ndarray | Ragged] = {}

@@ -17,6 +17,7 @@ from features.counters import DECAY_UNIT, Counter
 from features.entities import attribute_hashes
 from features.fold import HISTORY_COLUMNS, Plan, recency
 from features.online import Counts, Event, Id, Increment, StateStore
+from features.placing import RETRIEVED
 from features.slices import gather_slices
 
 
@@ -103,7 +104,7 @@ class Moment:
         self.counters = [counter for counter in plan.counters if set(counter.columns) & set(columns)]
         own = {"timestamp", "user_last_timestamp", *HISTORY_COLUMNS}
         own |= {name for counter in plan.counters for name in counter.columns}
-        self.context = tuple(name for name in columns if name not in own)
+        self.context = tuple(name for name in columns if name not in own and not name.startswith(RETRIEVED))
         self.wanted = frozenset(columns)
         self._user_axes = {axis for counter in self.counters for axis in counter.by if axis.startswith("user")}
         self._keep = np.array([counter.keep for counter in self.counters], dtype=np.int64)

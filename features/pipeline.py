@@ -13,6 +13,7 @@ and for each split `<out>/<split>/`
     sequences/{train,valid,test}.parquet   histories for the retriever
     sequences/known.parquet            those of training and validation together
     snapshot/                          what the online side knows when the test part begins
+    snapshot_train/                    likewise when the validation part begins, where features ask what is retrieved
     schema.json, transforms.json, item_features.arrow, user_features.arrow   the fitted encoder
 `features.examples` reads them. The manifest's counts add up.
 """
@@ -157,7 +158,8 @@ def prepare(
     plan = Plan.of(
         config.counters, sources, config.ranker_history, config.label.negatives, config.seed, config.outcomes
     )
-    folder = Folder(log, plan, config.rules, specs, only_described=config.unknown_ids == "quarantine")
+    of_log = of_rows(specs)
+    folder = Folder(log, plan, config.rules, of_log, only_described=config.unknown_ids == "quarantine")
     inputs = inputs or {}
     with finished_directory(out, manifest) as directory:
         for name in PLACES:
@@ -201,6 +203,18 @@ def prepare(
         )
 
 
+def of_rows(specs: tuple[FeatureSpec, ...]) -> tuple[FeatureSpec, ...]:
+    """The features that a row of the log has.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = tuple(spec for spec in specs if not spec.retrieved)
+    if not found:
+        raise InputError("features: all are of what was retrieved; declare one of a user, an item or a request too")
+    return found
+
+
 def _check_outcomes(tasks: tuple[Task, ...], specs: tuple[FeatureSpec, ...]) -> None:
     for task in tasks:
         for spec in specs:
@@ -242,7 +256,7 @@ def _write_split(
     specs: tuple[FeatureSpec, ...],
     directory: Path,
 ) -> dict[str, Any]:
-    out = directory / split
+    out, of_log = directory / split, of_rows(specs)
     log = Log(sorted((directory / "log").iterdir()), sum(entry["valid"] for entry in parts))
     part = leave_one_out(log) if split == "leave_one_out" else by_time(log, config.valid_share, config.test_share)
     np.save(out / PART, part)
@@ -251,17 +265,13 @@ def _write_split(
     last = 3 if split == "leave_one_out" else 2
     seen_user = np.zeros(tables["users"].height, dtype=bool)
     seen_item = np.zeros(tables["items"].height, dtype=bool)
-    item_counts = np.zeros((2, tables["items"].height), dtype=np.int64)
     events, interactions = np.zeros(3, dtype=np.int64), np.zeros(3, dtype=np.int64)
-    for table in log.tables("row", "user_code", "item_code", "interaction", "positive"):
+    for table in log.tables("row", "user_code", "item_code", "interaction"):
         of = part[table["row"].to_numpy()]
         user, item = table["user_code"].to_numpy(), table["item_code"].to_numpy()
-        interaction, positive = table["interaction"].to_numpy(), table["positive"].to_numpy()
+        interaction = table["interaction"].to_numpy()
         seen_user[user[of == 0]] = True
         seen_item[item[of < last]] = True
-        known = interaction & (of < 2)
-        item_counts[0] += np.bincount(item[known], minlength=len(seen_item))
-        item_counts[1] += np.bincount(item[known & positive], minlength=len(seen_item))
         events += np.bincount(of, minlength=3)
         interactions += np.bincount(of[interaction], minlength=3)
     if not interactions[0] or not interactions[2]:
@@ -278,11 +288,13 @@ def _write_split(
 
     with ThreadPoolExecutor() as pool:
         writing = pool.submit(_write_sequences, log, part, vocabulary, state.actions, config, out)
-        keeping = pool.submit(_snapshot, log, part, state, config, item_counts, out / "snapshot")
+        keeping = pool.submit(_snapshot, log, part, 2, state, config, out / "snapshot")
+        if len(of_log) < len(specs):
+            _snapshot(log, part, 1, state, config, out / "snapshot_train")
         frames = Frames(sorted((directory / "frames").iterdir()), part, vocabulary, config.outcomes)
-        features = resolve(specs, items.schema, users.schema, frames.schema)
+        features = resolve(of_log, items.schema, users.schema, frames.schema)
         requests = frames.sample(sorted({name for feature in features for name in feature.requested} | config.outcomes))
-        encoder = Encoder.fit(specs, config.label.name, items, users, requests, frames.counted, config.tasks)
+        encoder = Encoder.fit(of_log, config.label.name, items, users, requests, frames.counted, config.tasks)
         encoder.save(out)
         write_json(out / "actions.json", {"actions": state.actions})
         blocks, positives = frames.blocks()
@@ -336,8 +348,8 @@ def _write_sequences(
     return [writers[name].rows for name in NAMES]
 
 
-def _snapshot(log: Log, part: np.ndarray, state: State, config: Config, item_counts: np.ndarray, out: Path) -> None:
-    """What the online side knows when the test part begins, as `features.online` keeps it.
+def _snapshot(log: Log, part: np.ndarray, begins: int, state: State, config: Config, out: Path) -> None:
+    """What the online side knows when a part begins, as `features.online` keeps it.
 
     users.parquet: the last interactions of each person. counters.parquet: the counters by key and bucket.
     items.parquet: interactions of each item. described_{users,items}.parquet: what counters count by.
@@ -348,17 +360,21 @@ def _snapshot(log: Log, part: np.ndarray, state: State, config: Config, item_cou
     ]
     with Writer(out / "users.parquet") as writer:
         for shard in log.shards("user_id", "positive", *fields):
-            known = shard.filter(pl.Series(part[shard["row"].to_numpy()] < 2))
+            known = shard.filter(pl.Series(part[shard["row"].to_numpy()] < begins))
             writer.write(
                 known.group_by("user_id", maintain_order=True).agg(
                     pl.col(name).tail(config.retain) for name in (*fields, "positive")
                 )
             )
     tables = [CounterTable(counter) for counter in state.plan.counters]
+    item_counts = np.zeros((2, len(state.items)), dtype=np.int64)
     for events in log.tables("row", "user_code", "item_code", "timestamp", "interaction", "positive"):
-        known = events.filter(pl.col("interaction") & pl.Series(part[events["row"].to_numpy()] < 2))
+        known = events.filter(pl.col("interaction") & pl.Series(part[events["row"].to_numpy()] < begins))
         if not known.height:
             continue
+        item = known["item_code"].to_numpy()
+        item_counts[0] += np.bincount(item, minlength=len(state.items))
+        item_counts[1] += np.bincount(item[known["positive"].to_numpy()], minlength=len(state.items))
         rows = Rows.of(known, np.full(known.height, -1, dtype=np.int16))
         newest = int(rows.timestamp[-1])
         for table, delta in zip(tables, happenings(state.plan, rows, state.users, state.items), strict=True):
@@ -367,8 +383,8 @@ def _snapshot(log: Log, part: np.ndarray, state: State, config: Config, item_cou
     pl.DataFrame(
         {
             "item_id": state.items.ids,
-            "events": item_counts[0, : len(state.items)],
-            "positives": item_counts[1, : len(state.items)],
+            "events": item_counts[0],
+            "positives": item_counts[1],
         }
     ).filter(pl.col("events") > 0).write_parquet(out / "items.parquet")
     for entities in (state.users, state.items):

@@ -12,6 +12,9 @@ from features import registry
 from features.errors import InputError
 from features.schema import FeatureSpec
 
+RETRIEVED = "retrieved."
+"""Begins the columns of a request frame that say what the retriever found."""
+
 Place = Literal["item", "user", "history", "moment", "feature"]
 """Where a feature is computed: once an item, a user, an item of the history, an example; or from other features."""
 
@@ -58,7 +61,8 @@ def resolve(
     Raises:
         InputError: one of them does not fit; says which and why.
     """
-    tables = {"item": items, "user": users, "request": requests, "history": items}
+    found_by = {name.removeprefix(RETRIEVED): of for name, of in requests.items() if name.startswith(RETRIEVED)}
+    tables = {"item": items, "user": users, "request": requests, "history": items, "retrieved": found_by}
     names = {spec.name: spec for spec in specs}
     found: list[Feature] = []
     for spec in specs:

@@ -35,9 +35,10 @@ class FeatureSpec(Settings):
     """Its name in examples, tables and reports."""
     kind: Kind
     """`sparse`: one id; `bag`: any number of ids, pooled; `dense`: one number; `vector`: a fixed number of them."""
-    source: str = Field(pattern=r"^(user|item|request|history|feature)\.[a-z][a-z0-9_]*$")
+    source: str = Field(pattern=r"^(user|item|request|history|feature|retrieved)\.[a-z][a-z0-9_]*$")
     """`user.…` and `item.…`: a column of that table; `request.…`: a column of the example as of its time; `history.…`:
-    a column of the item table for each item of the history; `feature.…`: another sparse feature, encoded."""
+    a column of the item table for each item of the history; `feature.…`: another sparse feature, encoded;
+    `retrieved.…`: what the retriever says of the item (`recsys.candidates`)."""
     transform: str
     """The file in `features/transforms` that computes it."""
     params: dict[str, Any] = Field(default_factory=dict)
@@ -68,6 +69,11 @@ class FeatureSpec(Settings):
             if self.weights.split(".")[0] != self.source.split(".")[0]:
                 raise ValueError(f"weights = {self.weights!r} are not beside {self.source}; take both from one table")
         return self
+
+    @property
+    def retrieved(self) -> bool:
+        """Whether it is known of what a retriever has found alone, and of no row of the log."""
+        return self.source.startswith("retrieved.")
 
     @property
     def table_name(self) -> str:

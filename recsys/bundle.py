@@ -14,12 +14,13 @@ retriever/, ranker/             a model each
         rows.npy                its rows: see `embeddings.quantized`
 
 retriever/catalogue/            what the retriever knows of items: see `embeddings.catalogue`
+sources/<baseline>/             what baselines have counted whose scores are features: see `recsys.sources`
 retriever/tree/                 of a hierarchical retriever: its items by their paths, see `recsys.index.tree`
 
 Whatever else belongs to one table has its place in that table's folder. `recsys.export` writes all of this.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,17 @@ from features.schema import Schema
 from recsys.calibration import Calibration
 from recsys.index.tree import Tree
 from recsys.roles import ModelConfig, RankerConfig, RetrieverConfig, build_task, predictions
+from recsys.scorer import Scorer
+from recsys.sources import load_sources
 
 DENSE, TABLE, ROWS = "dense.pt", "table.json", "rows.npy"
 CATALOGUE, TREE = "catalogue", "tree"
 
-CONTENTS = (
-    *("schema.json", "transforms.json", "item_features.arrow", "user_features.arrow"),
-    *("items.parquet", "users.parquet", "actions.json", "snapshot"),
-)
-"""What is taken from the examples as it is."""
+ENCODER = ("schema.json", "transforms.json", "item_features.arrow", "user_features.arrow")
+"""What is taken as it is from the examples that the ranker was trained on."""
+
+OF_SPLIT = ("items.parquet", "users.parquet", "actions.json", "snapshot")
+"""What is taken from those of the split."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class Bundle:
     """What the retriever knows of items."""
     tree: Tree | None
     """Its hierarchy of them, if it has one."""
+    sources: dict[str, Scorer]
+    """Baselines whose scores are features, by name."""
     ranker: nn.Module
     calibration: Calibration
     """Of the ranker."""
@@ -95,6 +100,15 @@ def load(directory: Path) -> Bundle:
         )
     config = manifest.read_json(directory / "config.json")
     managed = TablesConfig.model_validate(config["tables"]).managed
+    ranker = load_model(RankerConfig.model_validate(config["ranker"]), encoder.schema, managed, directory / "ranker")
+    retrieval = load_retrieval(directory, facts, config, encoder)
+    return replace(retrieval, ranker=ranker, calibration=Calibration.load(directory / "ranker", encoder.schema))
+
+
+def load_retrieval(directory: Path, facts: dict[str, Any], config: dict[str, Any], encoder: Encoder) -> Bundle:
+    """What retrieves, from a directory with that part of a bundle; its ranker ranks nothing."""
+    managed = TablesConfig.model_validate(config["tables"]).managed
+    section, folder = RetrieverConfig.model_validate(config["retriever"]), directory / "retriever"
     return Bundle(
         directory=directory,
         facts=facts,
@@ -102,13 +116,12 @@ def load(directory: Path) -> Bundle:
         encoder=encoder,
         items=pl.read_parquet(directory / "items.parquet"),
         users=pl.read_parquet(directory / "users.parquet"),
-        retriever=load_model(
-            RetrieverConfig.model_validate(config["retriever"]), encoder.schema, managed, directory / "retriever"
-        ),
-        catalogue=Catalogue.load(directory / "retriever" / CATALOGUE),
-        tree=Tree.load(directory / "retriever" / TREE) if (directory / "retriever" / TREE).exists() else None,
-        ranker=load_model(RankerConfig.model_validate(config["ranker"]), encoder.schema, managed, directory / "ranker"),
-        calibration=Calibration.load(directory / "ranker", encoder.schema),
+        retriever=load_model(section, encoder.schema, managed, folder),
+        catalogue=Catalogue.load(folder / CATALOGUE),
+        tree=Tree.load(folder / TREE) if (folder / TREE).exists() else None,
+        sources=load_sources(directory),
+        ranker=nn.Identity(),
+        calibration=Calibration.none(encoder.schema),
     )
 
 

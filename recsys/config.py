@@ -16,13 +16,13 @@ from features import pipeline, registry
 from features.errors import InputError
 from features.schema import FeatureSpec
 from features.settings import Settings
-from recsys import inference
+from recsys import inference, sources
 from recsys.config_file import check_dataset, read_toml, validate
 from recsys.distributed import Config as LaunchConfig
 from recsys.export import Config as ExportConfig
 from recsys.modules import target_attention
 from recsys.replay import runner
-from recsys.roles import RankerConfig, RetrieverConfig
+from recsys.roles import NEXT, RankerConfig, RetrieverConfig
 
 
 class RunSection(Settings):
@@ -90,12 +90,37 @@ class RunConfig(Settings):
             for name in names:
                 if name not in tables:
                     raise ValueError(f"{section}.{name} names no table; known: {', '.join(sorted(tables))}")
-        tasks = [self.prepare.label.name, *(task.name for task in self.prepare.tasks)]
+        self._check_lists()
+        tasks = [NEXT] if self.lists else [self.prepare.label.name, *(task.name for task in self.prepare.tasks)]
         self.recommend.blend.weights_of(tasks)
         self.ranker.loss.weights_of(tasks)
         forms = {name: table.form for name, table in self.sharding.tables.items()}
         collisions.check(self.tables.managed, self.features, forms, self.launch.nproc)
         return self
+
+    def _check_lists(self) -> None:
+        if not self.lists:
+            if self.ranker.loss.kind == "listwise":
+                raise ValueError(
+                    "ranker.loss.kind = 'listwise' is of candidates, and no feature is of what was retrieved; declare "
+                    "one, such as source = 'retrieved.score', or set it to 'pointwise'"
+                )
+            return
+        if self.prepare.tasks:
+            raise ValueError(
+                f"prepare.tasks.{self.prepare.tasks[0].name}: of candidates nothing is known but which came next; take "
+                "the tasks out, or the features that are 'retrieved.…'"
+            )
+        known = [*sources.OWN, *registry.known("recsys.baselines")]
+        for spec in self.features:
+            if spec.retrieved and spec.source.removeprefix("retrieved.") not in known:
+                names = ", ".join(f"retrieved.{name}" for name in known)
+                raise ValueError(f"feature {spec.name}: source = {spec.source!r} is none of {names}")
+
+    @property
+    def lists(self) -> bool:
+        """Whether the ranker is trained on what is retrieved, which it is where a feature asks for that."""
+        return any(spec.retrieved for spec in self.features)
 
     @property
     def directory(self) -> Path:

@@ -146,6 +146,11 @@ class Blocks(Protocol):
         ...
 
 
+def _rows(lists: np.ndarray, together: int) -> np.ndarray:
+    """The rows of some lists."""
+    return lists if together == 1 else (lists[:, None] * together + np.arange(together)).ravel()
+
+
 class RankingReader:
     """Encoded examples for the ranker.
 
@@ -155,7 +160,9 @@ class RankingReader:
     a block in each worker's hands and AHEAD batches. A part that is one pool stays in memory from its first epoch on.
     """
 
-    def __init__(self, examples: Blocks, batch_size: int, seed: int, place: Place, workers: int = 1) -> None:
+    def __init__(
+        self, examples: Blocks, batch_size: int, seed: int, place: Place, workers: int = 1, together: int = 1
+    ) -> None:
         """Read nothing yet.
 
         Args:
@@ -164,8 +171,11 @@ class RankingReader:
             seed: of the order.
             place: which rank reads, of how many.
             workers: threads that read and encode blocks; one more makes batches. 0: all is done in the calling thread.
+            together: so many examples that follow each other are a list, which stays whole: lists are shuffled, and
+                batches are cut between them. A block has whole lists.
         """
-        self.examples, self.batch_size, self.seed, self.place, self.workers = examples, batch_size, seed, place, workers
+        self.examples, self.seed, self.place, self.workers = examples, seed, place, workers
+        self.batch_lists, self.together = max(1, batch_size // together), together
         self.schema = examples.schema
         self._whole: Columns | None = None
 
@@ -173,14 +183,18 @@ class RankingReader:
         """Global batches in an epoch."""
         return len(self._cuts) - 1
 
-    @cached_property
+    @property
     def rows(self) -> int:
         """Examples in an epoch."""
-        return int(self.examples.rows.sum())
+        return self._lists * self.together
+
+    @cached_property
+    def _lists(self) -> int:
+        return int(self.examples.rows.sum()) // self.together
 
     @cached_property
     def _cuts(self) -> np.ndarray:
-        return cuts(self.rows, self.batch_size, self.place.world)
+        return cuts(self._lists, self.batch_lists, self.place.world)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from `start` on, shuffled, in equal parts for all ranks: see `Place.equal_part`.
@@ -201,7 +215,7 @@ class RankingReader:
             self._pools(number), shuffled, self.place.equal_part, start, readers
         ):
             share = Share(step=number * len(self) + index, rows=rows, targets=rows, tokens_before=0, tokens=0)
-            yield mine.batch(share, weights)
+            yield mine.batch(share, weights, self.together)
 
     def _in_order(self, readers: Executor | None) -> Iterator[tuple[Batch, np.ndarray]]:
         blocks = [np.array([block]) for block in range(len(self.examples.rows))]
@@ -209,7 +223,8 @@ class RankingReader:
             blocks, lambda _, rows: np.arange(rows), lambda rows: (rows[self.place.part(rows)], None), 0, readers
         ):
             assert mine.user is not None
-            yield mine.batch(Share(step=0, rows=rows, targets=rows, tokens_before=0, tokens=0)), mine.user
+            share = Share(step=0, rows=rows, targets=rows, tokens_before=0, tokens=0)
+            yield mine.batch(share, together=self.together), mine.user
 
     def _pools(self, epoch: int) -> list[np.ndarray]:
         """Numbers of the blocks that are shuffled together."""
@@ -236,13 +251,13 @@ class RankingReader:
 
         Args:
             pools: blocks that are held together.
-            order: (number, rows) of a pool → the order of its rows.
-            part: rows of a global batch → this rank's, and their weights.
+            order: (number, lists) of a pool → the order of its lists.
+            part: lists of a global batch → this rank's, and their weights.
             start: the first batch.
             readers: threads that read.
         """
-        edges = self._cuts
-        ends = np.cumsum([self.examples.rows[pool].sum() for pool in pools])
+        edges, together = self._cuts, self.together
+        ends = np.cumsum([self.examples.rows[pool].sum() for pool in pools]) // together
         first = int(np.searchsorted(ends, edges[start], side="right"))
         reads = self._reads(pools, first, readers)
         rest: list[Columns] = []
@@ -251,16 +266,17 @@ class RankingReader:
             if len(pools) == 1:
                 self._whole = pool
             reads = self._reads(pools, number + 1, readers)
-            before = sum(columns.rows for columns in rest)
-            rows = np.concatenate([np.arange(before), before + order(number, pool.rows - before)])
-            begin = int(ends[number]) - pool.rows
+            before, lists = sum(columns.rows for columns in rest) // together, pool.rows // together
+            ordered = np.concatenate([np.arange(before), before + order(number, lists - before)])
+            begin = int(ends[number]) - lists
             last = int(np.searchsorted(edges, ends[number], side="right")) - 1
             for index in range(start, last):
-                batch = rows[edges[index] - begin : edges[index + 1] - begin]
+                batch = ordered[edges[index] - begin : edges[index + 1] - begin]
                 mine, weights = part(batch)
-                yield index, len(batch), pool.take(mine), weights
+                weights = None if weights is None else np.repeat(weights, together)
+                yield index, len(batch) * together, pool.take(_rows(mine, together)), weights
             start = max(start, last)
-            rest = [pool.take(rows[edges[start] - begin :])]
+            rest = [pool.take(_rows(ordered[edges[start] - begin :], together))]
             del pool  # before the next one is put together
 
     def _reads(self, pools: list[np.ndarray], number: int, readers: Executor | None) -> list[Callable[[], Columns]]:

@@ -14,6 +14,7 @@ OF_SPLITS = ("splits", "valid_share", "test_share", "max_history", "retain")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("dataset", "prepare", "features"),
     "train retriever": ("retriever", "sharding", "tables", "launch"),
+    "candidates": ("recommend", "ranker", "baselines"),
     "train ranker": ("ranker", "sharding", "tables", "launch"),
     "export": ("recommend", "run", "export"),
     "evaluate": ("recommend", "baselines"),
@@ -23,6 +24,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 UPSTREAM: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "train retriever": ("prepare",),
+    "candidates": ("train retriever",),
     "train ranker": ("prepare",),
     "export": ("train retriever", "train ranker"),
     "evaluate": ("export",),
@@ -41,11 +43,15 @@ _TRAINING = (
 )
 _FEED = (
     "recsys/index",
-    *(f"recsys/{name}.py" for name in ("inference", "blend", "diversity", "bundle", "scorer", "losses", "metrics")),
+    *(
+        f"recsys/{name}.py"
+        for name in ("inference", "blend", "diversity", "bundle", "scorer", "sources", "losses", "metrics")
+    ),
 )
 SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
     "train retriever": _TRAINING,
+    "candidates": ("recsys/baselines", *(f"recsys/{name}.py" for name in ("candidates", "sources", "export")), *_FEED),
     "train ranker": _TRAINING,
     "export": ("recsys/index", *(f"recsys/{name}.py" for name in ("bundle", "export", "stored", "calibration"))),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),

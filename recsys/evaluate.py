@@ -5,7 +5,8 @@ the user before the one to find are known, what was seen is left out, nothing is
 people's training events may be later than the question: the item counters of the ranker are those of the snapshot.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from embeddings.batch import Columns
 from features import registry
 from features.examples import Examples
 from features.online import MemoryStore
+from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
+from recsys.bundle import Bundle
 from recsys.evaluate_index import evaluate_index
 from recsys.experts import specialities
-from recsys.inference import Config, Recommender, Request
+from recsys.inference import Config, Recommender, requests_of
 from recsys.metrics import coverage, next_item_metrics, outcome_metrics, rank_of
 from recsys.roles import predictions
 from recsys.scorer import Scorer
@@ -88,8 +91,8 @@ def evaluate_retrieval(
     return found
 
 
-def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
-    """The bundle's ranker on the split's test examples.
+def evaluate_ranking(directory: Path, examples: Path, config: Config) -> dict[str, Any]:
+    """The bundle's ranker on the split's test examples; one of what is retrieved, on lists that have what came next.
 
     Returns:
         `ranking`: by task, see `outcome_metrics`, with `uncalibrated_…` beside where the bundle calibrates; `experts`,
@@ -100,21 +103,19 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
     found: dict[str, list[np.ndarray]] = {"predicted": [], "raw": [], "outcome": [], "user": []}
     looked_at: list[Columns] = []
     gates: list[np.ndarray] = []
-    for block in Examples.open(examples).of_part(2):
-        columns = Columns.of(block, schema)
-        for first in range(0, columns.rows, 64 * BATCH):
-            part = columns.take(np.arange(first, min(first + 64 * BATCH, columns.rows)))
-            with torch.inference_mode():
-                outputs = bundle.ranker(part.batch())
-            found["predicted"].append(bundle.predictions(outputs["logits_BT"]).numpy())
-            found["raw"].append(predictions(outputs["logits_BT"], schema).numpy())
-            if "gates_BTE" in outputs and sum(columns.rows for columns in looked_at) < EXPLAINED:
-                looked_at.append(part)
-                gates.append(outputs["gates_BTE"].numpy())
-        assert columns.labels is not None
-        assert columns.user is not None
-        found["outcome"].append(columns.labels)
-        found["user"].append(columns.user)
+    lists = any(spec.retrieved for spec in schema.features)
+    for part in _of_lists(bundle, examples, config) if lists else _of_log(examples, schema):
+        with torch.inference_mode():
+            outputs = bundle.ranker(part.batch())
+        found["predicted"].append(bundle.predictions(outputs["logits_BT"]).numpy())
+        found["raw"].append(predictions(outputs["logits_BT"], schema).numpy())
+        if "gates_BTE" in outputs and sum(columns.rows for columns in looked_at) < EXPLAINED:
+            looked_at.append(part)
+            gates.append(outputs["gates_BTE"].numpy())
+        assert part.labels is not None
+        assert part.user is not None
+        found["outcome"].append(part.labels)
+        found["user"].append(part.user)
     predicted, raw, outcome, user = (np.concatenate(parts) for parts in found.values())
     ranking = outcome_metrics(schema, predicted, outcome, user)
     if not np.array_equal(predicted, raw):
@@ -125,6 +126,34 @@ def evaluate_ranking(directory: Path, examples: Path) -> dict[str, Any]:
     if gates:
         result["experts"] = specialities(Columns.join(looked_at), np.concatenate(gates))
     return result
+
+
+def _of_log(examples: Path, schema: Schema) -> Iterator[Columns]:
+    """The test examples, some at a time."""
+    for block in Examples.open(examples).of_part(2):
+        columns = Columns.of(block, schema)
+        for first in range(0, columns.rows, 64 * BATCH):
+            yield columns.take(np.arange(first, min(first + 64 * BATCH, columns.rows)))
+
+
+def _of_lists(bundle: Bundle, examples: Path, config: Config) -> Iterator[Columns]:
+    """The candidates of everybody's first test question, where what came next is one of them."""
+    recommender = Recommender(bundle, MemoryStore(retain=bundle.config["prepare"]["retain"]), config)
+    recommender.seed()
+    questions = pl.read_parquet(examples / "sequences" / "test.parquet").filter(pl.col("item_index") > 0)
+    questions = questions.unique("user_id", keep="first", maintain_order=True)
+    for part in questions[_by_length(questions)].iter_slices(BATCH):
+        requests = requests_of(part, recommender.context_columns, LIST)
+        histories = [recommender.store.history(request.user_id) for request in requests]
+        items_BR, score_BR = recommender.retrieve(requests, histories)
+        right_BR = (items_BR == part["item_index"].to_numpy()[:, None]) & np.isfinite(score_BR)
+        kept = np.flatnonzero(right_BR.any(1))
+        if len(kept):
+            columns = recommender.encode(
+                [requests[b] for b in kept], [histories[b] for b in kept], items_BR[kept], score_BR[kept]
+            )
+            user = np.repeat(part["user_index"].to_numpy()[kept], items_BR.shape[1])
+            yield replace(columns, labels=right_BR[kept].reshape(-1, 1).astype(np.float32), user=user)
 
 
 def fit_baselines(examples: Path, items: pl.DataFrame, configs: dict[str, Settings]) -> dict[str, Scorer]:
@@ -146,7 +175,7 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
     order = _by_length(questions)
     ranks, lists = [], []
     for part in questions[order].iter_slices(BATCH):
-        requests = _requests(part, recommender.context_columns)
+        requests = requests_of(part, recommender.context_columns, LIST)
         histories = [recommender.store.history(request.user_id) for request in requests]
         target_B1 = part["item_index"].to_numpy()[:, None].astype(np.int64)
         if recommender.searcher is None:
@@ -182,7 +211,7 @@ def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.nd
     ranks, lists = [], []
     for part in questions[order].iter_slices(BATCH):
         responses = recommender.recommend_many(
-            _requests(part, recommender.context_columns, recommender.config.retrieved)
+            requests_of(part, recommender.context_columns, recommender.config.retrieved)
         )
         for response, target in zip(responses, part["item_id"], strict=True):
             shown = [item.item_id for item in response.items]
@@ -190,15 +219,6 @@ def feed_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[np.nd
             lists.append([index[item] for item in shown[:LIST]] + [0] * (LIST - len(shown)))
     back = np.argsort(order)
     return np.array(ranks)[back], np.array(lists)[back]
-
-
-def _requests(questions: pl.DataFrame, context: tuple[str, ...], k: int = LIST) -> list[Request]:
-    given = [name for name in context if name in questions.columns]
-    rows = questions.select("user_id", "timestamp", *given).iter_rows(named=True)
-    return [
-        Request(user_id=row["user_id"], timestamp=row["timestamp"], k=k, context={name: row[name] for name in given})
-        for row in rows
-    ]
 
 
 def popularity_bands(counts_I: np.ndarray, bands: int = 10) -> np.ndarray:

@@ -24,7 +24,6 @@ from rich.markup import escape
 
 from embeddings.batch import Columns
 from features.errors import InputError
-from features.moment import Asked
 from features.online import MemoryStore
 from features.schema import Schema
 from recsys import bundle as bundles
@@ -93,14 +92,13 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
             f"nothing is known of user {request.user_id!r}: the feed is what is popular, and the ranker's reasons "
             "would be of nobody; ask for someone with a history"
         )
-    schema, now = recommender.encoder.schema, request.timestamp
-    assert now is not None, "a request that is explained has a time"
+    schema = recommender.encoder.schema
+    assert request.timestamp is not None, "a request that is explained has a time"
     histories = [recommender.store.history(request.user_id)]
     retrieved_1R, score_1R = recommender.retrieve([request], histories)
-    retrieved_1R = retrieved_1R[:, np.isfinite(score_1R[0])]
-    asked = [Asked(request.user_id, now, request.context)]
-    encoded = recommender.instant.encode(asked, histories, retrieved_1R, recommender.store)
-    columns = Columns.of_arrays(encoded.rows, encoded.columns, schema)
+    there_R = np.isfinite(score_1R[0])
+    retrieved_1R = retrieved_1R[:, there_R]
+    columns = recommender.encode([request], histories, retrieved_1R, score_1R[:, there_R])
     place = {recommender.item_ids[item]: number for number, item in enumerate(retrieved_1R[0].tolist())}
     shown_K = np.array([place[item.item_id] for item in response.items])
     with torch.inference_mode():

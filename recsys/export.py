@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 from pydantic import Field
 from torch import nn
@@ -41,10 +42,12 @@ from recsys.roles import (
     RetrieverConfig,
     build_task,
     open_catalogue,
+    together,
     validate_ranking,
     validate_retrieval,
 )
 from recsys.sequences import NextItemReader
+from recsys.sources import fit_sources
 from recsys.stored import StoredModel
 
 CALIBRATED = 8192
@@ -71,8 +74,10 @@ class Config(Settings):
 
 def export(
     examples: Path,
+    ranked: Path,
     retriever: tuple[RetrieverConfig, Path],
     ranker: tuple[RankerConfig, Path],
+    sources: dict[str, Settings],
     managed: Managed,
     config: Config,
     sections: dict[str, Any],
@@ -83,8 +88,10 @@ def export(
 
     Args:
         examples: directory of the split.
+        ranked: of what the ranker was trained on: the same, or lists of candidates.
         retriever: its section, and its checkpoint.
         ranker: likewise.
+        sources: baseline → Config of each whose score is a feature.
         managed: tables whose ids have no bound.
         config: how tables are written.
         sections: of the run's config, for those who load the bundle.
@@ -100,30 +107,39 @@ def export(
     Raises:
         InputError: a checkpoint is missing or was trained on another schema, or a table's width has no such form.
     """
-    schema = load_schema(examples)
-    roles: dict[str, tuple[ModelConfig, Path]] = {"retriever": retriever, "ranker": ranker}
-    for _, path in roles.values():
+    roles: dict[str, tuple[ModelConfig, Path, Path]] = {
+        "retriever": (*retriever, examples),
+        "ranker": (*ranker, ranked),
+    }
+    for _, path, trained_on in roles.values():
         found = manifest.read(path)
-        if found is not None and found["schema"] != schema.fingerprint:
-            raise InputError(f"{path} was trained on another schema than {examples} has now; run `recsys train` again")
+        if found is not None and found["schema"] != load_schema(trained_on).fingerprint:
+            raise InputError(
+                f"{path} was trained on another schema than {trained_on} has now; run `recsys train` again"
+            )
+    schema = load_schema(ranked)
     facts = facts | {"schema": schema.fingerprint}
     with manifest.finished_directory(out, facts) as directory:
-        for name in bundles.CONTENTS:
-            source = examples / name
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, directory / name)
+        for place, names in ((ranked, bundles.ENCODER), (examples, bundles.OF_SPLIT)):
+            for name in names:
+                source = place / name
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, directory / name)
+        if sources:
+            items = pl.read_parquet(examples / "items.parquet")
+            fit_sources(sources, Examples.open(examples).interactions(0, 1), items, directory)
         manifest.write_json(directory / "config.json", sections)
         tables: dict[str, dict[str, Written]] = {}
         quality: dict[str, Any] = {}
-        for role, (section, path) in roles.items():
+        for role, (section, path, trained_on) in roles.items():
             stored = StoredModel(checkpoint.best_state(path))
             tables[role] = write_model(section, schema, managed, stored, config, directory / role)
             if any(table.form != "fp32" for table in tables[role].values()):
-                quality[role] = _quality(section, examples, managed, path, config, directory)
+                quality[role] = _quality(section, trained_on, managed, path, config, directory)
             if isinstance(section, RetrieverConfig):
-                _write_catalogue(section, examples, managed, directory / role)
+                write_catalogue(section, examples, managed, directory / role)
             elif config.calibrate:
                 model = bundles.load_model(section, schema, managed, directory / role)
-                _calibration(model, examples, config.valid_rows).save(directory / role, schema)
+                _calibration(model, ranked, config.valid_rows).save(directory / role, schema)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
     return facts["export"]
 
@@ -189,9 +205,19 @@ def write_model(
     }
 
 
-def _write_catalogue(section: RetrieverConfig, examples: Path, managed: Managed, folder: Path) -> None:
-    """Beside a written retriever: what it knows of items, and, if it is hierarchical, the tree of them."""
-    catalogue = open_catalogue(section, examples)
+def write_catalogue(
+    section: RetrieverConfig, examples: Path, managed: Managed, folder: Path, part: str | None = None
+) -> None:
+    """Beside a written retriever: what it knows of items, and, if it is hierarchical, the tree of them.
+
+    Args:
+        section: of the retriever.
+        examples: directory of the split.
+        managed: tables whose ids have no bound.
+        folder: of the written retriever.
+        part: see `open_catalogue`.
+    """
+    catalogue = open_catalogue(section, examples, part)
     catalogue.save(folder / bundles.CATALOGUE)
     model = bundles.load_model(section, load_schema(examples), managed, folder)
     if isinstance(model, Hierarchical):
@@ -316,7 +342,7 @@ def validate(section: ModelConfig, examples: Path, managed: Managed, model: nn.M
             found.update(validate_retrieval(task, questions, cpu))
             return
         valid = _spread(Examples.open(examples).of_part(1), limit)
-        reader = RankingReader(valid, batch_size, 0, Place(), section.train.workers)
+        reader = RankingReader(valid, batch_size, 0, Place(), section.train.workers, together(examples))
         found.update(validate_ranking(task, reader, cpu))
 
     distributed.launch(judge, distributed.Config())

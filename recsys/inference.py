@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import polars as pl
 import torch
 from pydantic import Field
 
@@ -24,6 +25,7 @@ from features.fold import Plan
 from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
 from features.online import Event, Id, StateStore
+from features.placing import RETRIEVED
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.baselines import popularity
@@ -32,6 +34,7 @@ from recsys.blend import Config as BlendConfig
 from recsys.bundle import Bundle
 from recsys.index.protocol import Lists
 from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
+from recsys.sources import scores_of
 
 
 class Config(Settings):
@@ -63,6 +66,16 @@ class Request:
     """Leave out what is in the person's history, for as long as `[recommend.blend] seen_again_after` says."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """Values of the log's context columns."""
+
+
+def requests_of(questions: pl.DataFrame, context: tuple[str, ...], k: int) -> list[Request]:
+    """Requests for `k` items each, from a table with `user_id, timestamp` and columns of the context."""
+    given = [name for name in context if name in questions.columns]
+    rows = questions.select("user_id", "timestamp", *given).iter_rows(named=True)
+    return [
+        Request(user_id=row["user_id"], timestamp=row["timestamp"], k=k, context={name: row[name] for name in given})
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,8 @@ class Recommender:
         self.instant = Instant(self.encoder, self.moment)
         learned = LearnedScorer(bundle.retriever, bundle.catalogue, prepared.max_history)
         self.scorer = scorer or learned
+        self._learned = learned
+        self._asks_retriever = any(name.startswith(RETRIEVED) for name in self.encoder.requested)
         self.searcher: TreeSearcher | None = None
         if scorer is None and config.index == "tree":
             if bundle.tree is None:
@@ -164,13 +179,8 @@ class Recommender:
         prediction_BRT: np.ndarray | None = None
         if self.rank:
             with clock("features"):
-                asked = [
-                    Asked(request.user_id, moment, request.context)
-                    for request, moment in zip(requests, times_B.tolist(), strict=True)
-                ]
-                examples = self.instant.encode(asked, histories, retrieved_BR, self.store)
+                columns = self.encode(requests, histories, retrieved_BR, score_BR)
             with clock("rank"):
-                columns = Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
                 prediction_BRT = self.predictions(columns.batch(together=retrieved_BR.shape[1])).reshape(
                     *retrieved_BR.shape, -1
                 )
@@ -232,6 +242,39 @@ class Recommender:
         hidden_N = self._hidden(requests, past)
         score_BI[past.rows_N[hidden_N], past.items_N[hidden_N]] = -np.inf
         return score_BI
+
+    def encode(
+        self,
+        requests: Sequence[Request],
+        histories: Sequence[Sequence[Event]],
+        items_BR: np.ndarray,
+        score_BR: np.ndarray,
+    ) -> Columns:
+        """The features of candidates as `retrieve` gives them, request by request; B · R rows."""
+        asked = [
+            Asked(request.user_id, moment, request.context)
+            for request, moment in zip(requests, _times(requests).tolist(), strict=True)
+        ]
+        found = self.retrieved(requests, histories, items_BR, score_BR) if self._asks_retriever else None
+        examples = self.instant.encode(asked, histories, items_BR, self.store, found)
+        return Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
+
+    def retrieved(
+        self,
+        requests: Sequence[Request],
+        histories: Sequence[Sequence[Event]],
+        items_BR: np.ndarray,
+        score_BR: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """The columns `retrieved.…` of candidates, as `retrieve` gives them; float64 [B · R] each."""
+        past = self._past(requests, histories)
+        found = {
+            "score": np.where(np.isfinite(score_BR), score_BR, 0.0),
+            "graph": self._learned.graph_scores(past, items_BR),
+            "place": np.broadcast_to(1.0 + np.arange(items_BR.shape[1]), items_BR.shape),
+            **{name: scores_of(source, past, items_BR) for name, source in self.bundle.sources.items()},
+        }
+        return {f"{RETRIEVED}{name}": column.ravel().astype(np.float64) for name, column in found.items()}
 
     def _hidden(self, requests: Sequence[Request], past: Histories) -> np.ndarray:
         """Whether the item of each step must not be shown; bool [N]."""

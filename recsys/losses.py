@@ -216,6 +216,21 @@ def binary(user_ND: Tensor, candidates_CD: Tensor, target_N: Tensor, negative_N:
     return -(logsigmoid(positive_N) + logsigmoid(-negative_N)).sum() / count
 
 
+def listwise(logits_B: Tensor, label_B: Tensor, together: int, count: int, weight_B: Tensor | None) -> Tensor:
+    """Cross entropy of each list's right candidate among its candidates (ListNet: Cao et al., ICML 2007): float32.
+
+    Args:
+        logits_B: predictions; a list's candidates follow each other.
+        label_B: 1 for the right candidate, 0 for the others; a list without one teaches nothing.
+        together: candidates of a list.
+        count: lists of the global batch.
+        weight_B: of the candidates, the same in a list; None: all 1.
+    """
+    chance_LR = torch.log_softmax(logits_B.float().view(-1, together), dim=1)
+    right_LR = (label_B if weight_B is None else label_B * weight_B).view(-1, together)
+    return -(chance_LR * right_LR).sum() / count
+
+
 def task_losses(logits_BT: Tensor, outcome_BT: Tensor, binary_T: Tensor, count: int, weight_B: Tensor | None) -> Tensor:
     """Binary cross entropy in nats of tasks that are yes or no, half the squared errors of the others: float32 [T].
 

@@ -30,6 +30,12 @@ from recsys.tasks import RankingLoss, RankingTask, RetrievalLoss, RetrievalTask
 
 Role = Literal["retriever", "ranker"]
 
+NEXT = "next"
+"""The label of a ranker of what was retrieved: whether the candidate is what came next."""
+
+TOGETHER = "together.json"
+"""Beside examples that are lists: how many rows that follow each other are one."""
+
 
 class LoopConfig(Settings):
     """The section [<role>.train]."""
@@ -120,6 +126,8 @@ class RankerConfig(ModelConfig):
     """The file in `recsys/models`."""
     loss: RankingLoss = RankingLoss()
     """The loss."""
+    holdout: float = Field(default=0.2, gt=0, lt=1)
+    """Of a ranker of what was retrieved: the share of the people whose lists validate it."""
     train: RankerLoop = RankerLoop()  # pyright: ignore[reportIncompatibleVariableOverride] - it is frozen
     """The loop."""
 
@@ -225,18 +233,23 @@ def open_job(
             metric="ndcg@10",
             label=None,
         )
-    split = Examples.open(examples)
-    training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers)
-    valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers)
+    split, lists = Examples.open(examples), together(examples)
+    training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers, lists)
+    valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers, lists)
     _require_rows(valid.rows, place, examples)
     return Job(
         task=task,
         reader=training,
         validate=lambda model: validate_ranking(model, valid, device),
-        better=lambda found: -found["logloss"],
-        metric="logloss",
+        better=lambda found: -found["logloss"] if lists == 1 else found["ndcg@10"],
+        metric="logloss" if lists == 1 else "ndcg@10",
         label=schema.label,
     )
+
+
+def together(examples: Path) -> int:
+    """How many examples that follow each other are a list; 1: there are no lists."""
+    return manifest.read_json(examples / TOGETHER)["together"] if (examples / TOGETHER).exists() else 1
 
 
 def open_catalogue(config: RetrieverConfig, examples: Path, part: str | None = None) -> Catalogue:
@@ -288,7 +301,16 @@ def validate_ranking(model: nn.Module, valid: RankingReader, device: torch.devic
     found = outcome_metrics(valid.schema, predicted, outcome, user)
     label = found.pop(valid.schema.label)
     others = {f"{name}/{metric}": value for name, metrics in found.items() for metric, value in metrics.items()}
+    if valid.together > 1:
+        label |= list_metrics(predicted[:, 0], outcome[:, 0], valid.together)
     return {name: value for name, value in label.items() if name not in ("examples", "base_rate")} | others
+
+
+def list_metrics(predicted_B: np.ndarray, right_B: np.ndarray, together: int) -> dict[str, float]:
+    """Next-item metrics of lists of so many candidates by their predictions; ties share their mean place."""
+    predicted_LR, right_LR = predicted_B.reshape(-1, together), right_B.reshape(-1, together)
+    rank_L = rank_of(predicted_LR, right_LR.argmax(1)[:, None])
+    return next_item_metrics(np.where(right_LR.any(1), rank_L, np.inf))
 
 
 def predictions(logits_BT: Tensor, schema: Schema) -> Tensor:

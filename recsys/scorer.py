@@ -80,6 +80,23 @@ class LearnedScorer:
             score_BI[torch.from_numpy(known)] = found_KI
         return score_BI.numpy()
 
+    @torch.inference_mode()
+    def graph_scores(self, histories: Histories, items_BR: np.ndarray) -> np.ndarray:
+        """What the graph adds to the scores of some items of each history, 0 where it says nothing; float32 [B, R]."""
+        if self.walk is None:
+            return np.zeros(items_BR.shape, dtype=np.float32)
+        links = self.walk.of_histories(histories.last(self.max_history), self._place_I)
+        added_M = self.model.link(torch.from_numpy(links.values)).numpy()  # pyright: ignore[reportCallIssue]
+        row_M = np.repeat(np.arange(len(items_BR)), np.diff(links.offsets))
+        key_M = row_M * len(self._place_I) + links.candidates
+        order_M = np.argsort(key_M)
+        key_BR = np.arange(len(items_BR))[:, None] * len(self._place_I) + items_BR
+        place_BR = np.searchsorted(key_M, key_BR, sorter=order_M).clip(max=max(len(key_M) - 1, 0))
+        if not len(key_M):
+            return np.zeros(items_BR.shape, dtype=np.float32)
+        nearest_BR = order_M[place_BR]
+        return np.where(key_M[nearest_BR] == key_BR, added_M[nearest_BR], np.float32(0))
+
 
 class TreeSearcher:
     """A hierarchical retriever with the tree of its items: the best of them, without a look at most."""

@@ -27,7 +27,8 @@ from features.manifest import (
 )
 from features.pipeline import Engine, Split
 from features.schema import difference
-from recsys import checkpoint, distributed, evaluate, export
+from features.settings import Settings
+from recsys import candidates, checkpoint, distributed, evaluate, export, sources
 from recsys.config import RunConfig, baseline_configs
 from recsys.config_file import check_dataset
 from recsys.console import console
@@ -67,6 +68,14 @@ class Run:
         """Examples of a split."""
         return self.directory / "examples" / split
 
+    def candidates(self, split: Split) -> Path:
+        """What the retriever has found for questions of a split, where the ranker is trained on that."""
+        return self.directory / "candidates" / split
+
+    def ranked(self, split: Split) -> Path:
+        """Examples that the ranker is trained on."""
+        return self.candidates(split) / candidates.LISTS if self.config.lists else self.examples(split)
+
     def checkpoint(self, split: Split, role: str) -> Path:
         """Checkpoint of a model on a split."""
         return self.directory / "checkpoints" / split / role
@@ -88,6 +97,8 @@ class Run:
                 return [self.directory / "examples"]
             case "train":
                 return [self.checkpoint(split, role[0]) for split in splits]
+            case "candidates":
+                return [self.candidates(split) for split in splits]
             case "export":
                 return [self.bundle(split) for split in splits]
             case _:
@@ -112,10 +123,17 @@ class Run:
         if "launch" in parts:
             # How often to start again, and how long to wait, change no result.
             parts["launch"] = self.config.launch.nproc
-        upstream = [self.key(name) for name in UPSTREAM[stage]]
+        if stage == "candidates":
+            parts["ranker"] = self.config.ranker.holdout
+            parts["recommend"] = {name: value for name, value in parts["recommend"].items() if name != "blend"}
+        upstream = [self.key(name) for name in self.upstream(stage)]
         return fingerprint(
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
         )
+
+    def upstream(self, stage: str) -> tuple[str, ...]:
+        """The stages whose results a stage reads."""
+        return (*UPSTREAM[stage], *(("candidates",) if stage == "train ranker" and self.config.lists else ()))
 
     def prepare(self, engine: Engine = "local") -> None:
         """Log → examples.
@@ -184,24 +202,21 @@ class Run:
                 )
 
     def train(self, engine: Engine = "local", *, fresh: bool = False) -> None:
-        """Examples → a retriever and a ranker for every split.
+        """Examples → a retriever and a ranker for every split; between the two, what the ranker is to rank.
 
         Args:
             engine: what starts the processes.
             fresh: begin at the beginning, even where a training can be taken up, or is finished.
         """
-        for split in self.config.prepare.splits:
-            for role, section in (("retriever", self.config.retriever), ("ranker", self.config.ranker)):
-                out = self.checkpoint(split, role)
-                work = partial(self._train, section, self.examples(split), out, engine)
-                if fresh and distributed.is_first() and not distributed.is_restart():
-                    book = Logbook(self.directory, f"{split}/{role}")
-                    chosen = checkpoint.choice(out)
-                    for place in (out, checkpoint.unfinished(out), chosen, checkpoint.unfinished(chosen)):
-                        if place.exists():
-                            book.write("discarded", cause="asked to begin anew", checkpoint=place.name)
-                            shutil.rmtree(place)
-                self._stage(f"train {role}", out, work, f"train {split} {role}")
+        splits = self.config.prepare.splits
+        for split in splits:
+            self._train_role(split, "retriever", self.config.retriever, self.examples(split), engine, fresh=fresh)
+        if self.config.lists:
+            for split in splits:
+                work = partial(self._candidates, split)
+                self._stage("candidates", self.candidates(split), work, f"candidates {split}")
+        for split in splits:
+            self._train_role(split, "ranker", self.config.ranker, self.ranked(split), engine, fresh=fresh)
 
     def export(self) -> None:
         """Checkpoints → a bundle for every split."""
@@ -222,7 +237,7 @@ class Run:
                     lambda name: console.print(f"  judging {name}", style="dim"),
                 )
             served = self.config.served_split
-            found = evaluate.evaluate_ranking(self.bundle(served), self.examples(served))
+            found = evaluate.evaluate_ranking(self.bundle(served), self.examples(served), self.config.recommend)
             return result | found | {"ranking_split": served}
 
         self._result("evaluate", work)
@@ -290,6 +305,27 @@ class Run:
                 found |= result if name == "evaluate" else {name: result}
         return found
 
+    def _train_role(
+        self,
+        split: Split,
+        role: str,
+        section: RetrieverConfig | RankerConfig,
+        examples: Path,
+        engine: Engine,
+        *,
+        fresh: bool,
+    ) -> None:
+        out = self.checkpoint(split, role)
+        if fresh and distributed.is_first() and not distributed.is_restart():
+            book = Logbook(self.directory, f"{split}/{role}")
+            chosen = checkpoint.choice(out)
+            for place in (out, checkpoint.unfinished(out), chosen, checkpoint.unfinished(chosen)):
+                if place.exists():
+                    book.write("discarded", cause="asked to begin anew", checkpoint=place.name)
+                    shutil.rmtree(place)
+        work = partial(self._train, section, examples, out, engine)
+        self._stage(f"train {role}", out, work, f"train {split} {role}")
+
     def _train(
         self,
         section: RetrieverConfig | RankerConfig,
@@ -305,7 +341,7 @@ class Run:
             examples=examples.resolve(),
             out=out.resolve(),
             run=self.directory.resolve(),
-            facts=facts | {"data": self.key("prepare")},
+            facts=facts | {"data": self.key("prepare" if isinstance(section, RetrieverConfig) else self._data)},
         )
         launch = launch_training
         if engine == "ray":
@@ -323,6 +359,36 @@ class Run:
             training.facts["chosen"] = {name: found[name] for name in ("valid", "best_epoch", "epochs", "seconds")}
         launch(training, self.config.launch)
 
+    @property
+    def _data(self) -> str:
+        """The stage that made the ranker's examples."""
+        return "candidates" if self.config.lists else "prepare"
+
+    @property
+    def _sources(self) -> dict[str, Settings]:
+        """The baselines whose scores are features."""
+        known = baseline_configs(self.config, self.path)
+        return {name: known[name] for name in sources.named(self.config.features)}
+
+    def _candidates(self, split: Split, facts: dict[str, Any]) -> None:
+        section, trained = self.config.retriever, self.checkpoint(split, "retriever")
+        if distributed.is_first():
+            prepared = manifest.read(self.directory / "examples")
+            assert prepared is not None
+            candidates.write(
+                self.examples(split),
+                (section, checkpoint.choice(trained) if section.train.refit else trained),
+                self.config.tables.managed,
+                self.config.features,
+                self._sources,
+                self.config.recommend,
+                self.config.ranker.holdout,
+                {name: self.sections[name] for name in ("prepare", "retriever", "tables")},
+                self.candidates(split),
+                facts | {"has_clock": prepared["has_clock"]},
+            )
+        distributed.from_first(None)
+
     def _export(self, split: Split, facts: dict[str, Any]) -> None:
         prepared = manifest.read(self.directory / "examples")
         assert prepared is not None
@@ -335,8 +401,10 @@ class Run:
         out = self.bundle(split)
         found = export.export(
             self.examples(split),
+            self.ranked(split),
             retriever,
             ranker,
+            self._sources,
             self.config.tables.managed,
             self.config.export,
             sections,
@@ -376,8 +444,8 @@ class Run:
         _say(f"  done in {seconds:.1f} s")
 
     def _require_upstream(self, stage: str) -> None:
-        for name in UPSTREAM[stage]:
-            verb = name.split(" ")[0]
+        for name in self.upstream(stage):
+            verb = "train" if name == "candidates" else name.split(" ")[0]
             for place in self.places(name):
                 facts = manifest.read(place)
                 if facts is None:

@@ -11,7 +11,7 @@ from embeddings.batch import Batch
 from features.errors import InputError
 from features.schema import Schema
 from features.settings import Settings
-from recsys.losses import Links, binary, softmax, task_losses
+from recsys.losses import Links, binary, listwise, softmax, task_losses
 from recsys.sequences import Candidates
 
 
@@ -78,6 +78,8 @@ class RetrievalTask(nn.Module):
 class RankingLoss(Settings):
     """The section [ranker.loss]."""
 
+    kind: Literal["pointwise", "listwise"] = "pointwise"
+    """Every example by itself; or, of candidates that were retrieved together, which of them comes next."""
     weights: dict[str, NonNegativeFloat] = Field(default_factory=dict)
     """Task → weight of its loss, 1 if not given."""
     learned: bool = False
@@ -109,6 +111,7 @@ class RankingTask(nn.Module):
         weights = torch.tensor(config.weights_of(schema.outcomes), dtype=torch.float32)
         self.register_buffer("weight_T", weights, persistent=False)
         self.register_buffer("binary_T", torch.tensor(schema.binary), persistent=False)
+        self.listwise = config.kind == "listwise"
         self.noise_T = nn.Parameter(torch.zeros(len(schema.outcomes))) if config.learned else None
         """The logarithm of each task's variance."""
 
@@ -117,6 +120,10 @@ class RankingTask(nn.Module):
         outputs = self.model(batch)
         assert batch.share is not None
         assert batch.labels is not None
+        if self.listwise:
+            right_B, lists = batch.labels["outcomes"][:, 0], batch.share.rows // batch.together
+            loss = listwise(outputs["logits_BT"][:, 0], right_B, batch.together, lists, batch.weights)
+            return loss + self.model.auxiliary(outputs, batch), outputs  # pyright: ignore[reportCallIssue]
         loss_T = task_losses(
             outputs["logits_BT"],
             batch.labels["outcomes"],

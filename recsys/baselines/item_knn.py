@@ -5,14 +5,16 @@ is added, which reaches items that few have met.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import polars as pl
 from pydantic import Field
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array, diags_array, load_npz, save_npz
 
 from embeddings.histories import Histories
+from features.manifest import read_json, write_json
 from features.settings import Settings
 
 
@@ -48,6 +50,12 @@ class ItemKNN:
         by_categories = cast("csr_array", weight_BI @ self.category_IC @ self.category_IC.T)
         return (by_users + by_categories).toarray()
 
+    def save(self, folder: Path) -> None:
+        """Write what `load` reads."""
+        save_npz(folder / _SIMILARITY, self.similarity_II)
+        save_npz(folder / _CATEGORIES, self.category_IC)
+        write_json(folder / _SETTINGS, {"decay": self.decay, "columns": self.columns})
+
 
 def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> ItemKNN:
     """Count together what `interactions` (`user_index, item_index`) share, for the vocabulary `items`."""
@@ -65,6 +73,11 @@ def fit(config: Config, interactions: pl.DataFrame, items: pl.DataFrame) -> Item
     return ItemKNN(similarity, _category_vectors(items, config.categories), config.decay, items.height)
 
 
+def load(folder: Path) -> ItemKNN:
+    """What was saved."""
+    return ItemKNN(load_npz(folder / _SIMILARITY), load_npz(folder / _CATEGORIES), **read_json(folder / _SETTINGS))
+
+
 def _category_vectors(items: pl.DataFrame, weight: float) -> csr_array:
     """[I + 1, C]; C = 0 where items have no categories."""
     if "categories" not in items.columns or weight == 0:
@@ -77,3 +90,6 @@ def _category_vectors(items: pl.DataFrame, weight: float) -> csr_array:
     norm = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
     scale = np.divide(np.sqrt(weight), norm, out=np.zeros_like(norm), where=norm > 0)
     return csr_array(diags_array(scale) @ rows, dtype=np.float32)
+
+
+_SIMILARITY, _CATEGORIES, _SETTINGS = "similarity.npz", "categories.npz", "settings.json"

@@ -1,5 +1,6 @@
 """What every file in `recsys/baselines` must do, and what each of them is known to answer."""
 
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_scores_are_finite_and_a_users_own(module: ModuleType, described: bool):
     for row, history in zip(together, asked, strict=True):
         np.testing.assert_allclose(scorer.scores(histories(history))[0], row, rtol=1e-6)
     assert scorer.scores(histories([], [])).shape == (2, 7)
+
+
+@every_baseline
+def test_what_is_saved_scores_the_same(module: ModuleType, tmp_path: Path):
+    items = vocabulary(4, [["a"], ["a", "b"], ["b"], []])
+    scorer = module.fit(module.Config(), log([1, 2, 2], [2, 3, 0], [3, 4]), items)
+    scorer.save(tmp_path)
+    asked = histories([1, 2], [], [4])
+    np.testing.assert_array_equal(module.load(tmp_path).scores(asked), scorer.scores(asked))
 
 
 def test_popularity_counts_interactions():

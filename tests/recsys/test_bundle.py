@@ -71,7 +71,7 @@ def exported(examples: Path, checkpoints: Path, out: Path, **settings: Any) -> d
     retriever, ranker = (RETRIEVER, checkpoints / "retriever"), (RANKER, checkpoints / "ranker")
     models = {"retriever": RETRIEVER.model_dump(mode="json"), "ranker": RANKER.model_dump(mode="json")}
     sections = models | {"tables": {}}
-    return export.export(examples, retriever, ranker, {}, export.Config(**settings), sections, out, {})
+    return export.export(examples, examples, retriever, ranker, {}, {}, export.Config(**settings), sections, out, {})
 
 
 def tables(bundle: Path) -> dict[str, bytes]:
@@ -201,9 +201,10 @@ def trained_bundles(finished_run: FinishedRun, tmp_path_factory: pytest.TempPath
     sections = loaded.model_dump(mode="json")
     retriever = (loaded.retriever, run / "checkpoints" / "time" / "retriever")
     ranker = (loaded.ranker, run / "checkpoints" / "time" / "ranker")
+    split = run / "examples" / "time"
     for form in ("fp32", "int8", "int4"):
         wanted = export.Config(tables=form)
-        export.export(run / "examples" / "time", retriever, ranker, {}, wanted, sections, folder / form, {})
+        export.export(split, split, retriever, ranker, {}, {}, wanted, sections, folder / form, {})
     return {form: folder / form for form in ("fp32", "int8", "int4")}
 
 

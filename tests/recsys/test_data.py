@@ -236,3 +236,31 @@ def test_in_order_is_the_logs_order(world: int, workers: int):
             users += user_B.tolist()
     assert rows == [example(i) for i in range(101)]
     assert users == [i % 9 for i in range(101)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("workers", WORKERS[:2])
+def test_lists_stay_whole(world: int, workers: int):
+    """Blocks of whole lists of five: each list comes once an epoch, its examples in their order; parts are equal."""
+    examples = Memory(sizes=(30, 25, 5, 40))
+    seen: list[np.ndarray] = []
+    for rank in range(world):
+        reader = RankingReader(examples, 17, 0, Place(rank, world), workers, together=5)
+        assert reader.rows == 100
+        for batch in reader.epoch(3):
+            assert batch.sparse is not None
+            assert batch.together == 5
+            ids = batch.sparse["item_id"].values().numpy().reshape(-1, 5)
+            np.testing.assert_array_equal(ids, ids[:, :1] // 5 * 5 + np.arange(5))
+            counted = np.ones(len(ids), dtype=bool)
+            if batch.weights is not None:
+                weight = batch.weights.numpy().reshape(-1, 5)
+                assert (weight == weight[:, :1]).all()
+                counted = weight[:, 0] > 0
+            seen.append(ids[counted, 0] // 5)
+            assert batch.share is not None
+            assert batch.share.rows % 5 == 0
+            assert batch.share.rows <= max(15, 5 * world + 5)
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(20))
+    in_order = [user for _, user in RankingReader(examples, 17, 0, Place(), workers, together=5).in_order()]
+    np.testing.assert_array_equal(np.concatenate(in_order), np.arange(100) % 9)

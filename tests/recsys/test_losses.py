@@ -13,7 +13,7 @@ from embeddings.batch import Batch, Share
 from features.labels import FittedTask
 from features.schema import Schema
 from recsys import losses
-from recsys.losses import Links, binary, softmax, task_losses
+from recsys.losses import Links, binary, listwise, softmax, task_losses
 from recsys.tasks import RankingLoss, RankingTask
 
 STEPS, ITEMS, WIDTH = 12, 40, 8
@@ -254,6 +254,18 @@ def test_a_learned_weight_is_as_sure_of_a_task_that_is_seldom_known():
     assert task.noise_T is not None
     # The log of the mean squared error, whatever the number of rows.
     torch.testing.assert_close(task.noise_T[1:].detach(), torch.full((2,), 0.25).log(), atol=0.02, rtol=0)
+
+
+def test_of_a_list_the_right_candidate_is_learned():
+    """Two lists of three; the second does not have what came next, a third weighs nothing."""
+    logits_B = torch.tensor([0.3, 2.0, -1.0, 0.0, 0.5, 0.1, 4.0, 1.0, 0.0], requires_grad=True)
+    label_B = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    weight_B = torch.tensor([1.0] * 6 + [0.0] * 3)
+    loss = listwise(logits_B, label_B, 3, 2, weight_B)
+    assert loss.item() == pytest.approx(cross_entropy(logits_B[None, :3], torch.tensor([1])).item() / 2)
+    loss.backward()
+    assert logits_B.grad is not None
+    assert (logits_B.grad != 0).tolist() == [True] * 3 + [False] * 6
 
 
 YES_OR_NO = torch.tensor([True, False])
