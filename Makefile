@@ -12,7 +12,7 @@ demo: $(READY)
 	@$(BIN)/recsys run $(CONFIG)
 
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 serve: $(READY)
 	@$(BIN)/recsys serve $(CONFIG)
