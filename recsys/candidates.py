@@ -3,7 +3,9 @@
 A feature `retrieved.…` is known of candidates and of no row of the log. Where one is declared, the ranker is trained on
 lists: a retriever that has met the training part alone is asked, as it will be asked when it serves, for the first item
 that everybody whom that part knows has met in the validation part; lists that have it teach which of the candidates it
-is. Nothing that a list says was known later: state and counters are those of when the validation part begins.
+is. A list is told of the training part alone: histories, counters and graph are those of its end. In a split by time
+that is all before the question; leave-one-out has no such moment, and as in its evaluation other people's training
+events may be later.
 
     frames/00000.parquet, …    request frames as `features.fold` makes them: a row a candidate, a list's one after the
                                other; codes are the indices of the split's vocabulary
@@ -36,6 +38,7 @@ from features.schema import FeatureSpec
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys import checkpoint, export
+from recsys.blend import Config as BlendConfig
 from recsys.inference import Config, Recommender, requests_of
 from recsys.roles import NEXT, TOGETHER, RetrieverConfig
 from recsys.sources import fit_sources
@@ -77,6 +80,9 @@ def write(
     Raises:
         InputError: no list has what came next.
     """
+    width = config.retrieved
+    if width > Examples.open(examples).schema.items:
+        raise InputError(f"recommend.retrieved = {width}, and there are not so many items to make lists of; lower it")
     with finished_directory(out, facts) as directory, tempfile.TemporaryDirectory(dir=directory) as scratch:
         recommender = _asked(examples, retriever, managed, sources, config, sections, Path(scratch), facts)
         questions = pl.read_parquet(examples / "sequences" / "valid.parquet")
@@ -86,18 +92,18 @@ def write(
         frames.mkdir()
         lists.mkdir()
         facts |= _write_frames(recommender, questions, _types(examples), frames)
-        user = np.concatenate([pl.read_parquet(path, columns=["user_code"])["user_code"] for path in _files(frames)])
+        users = [pl.read_parquet(path, columns=["user_code"])["user_code"].to_numpy() for path in _files(frames)]
+        user = np.concatenate([np.zeros(0, dtype=np.int32), *users])
         held = splitmix64(user.astype(np.uint64)) < np.uint64(holdout * 2**64)
-        _fit(examples, frames, held.astype(np.int8), specs, lists)
-        together = config.retrieved
-        facts["lists"] = {"train": int((~held).sum()) // together, "valid": int(held.sum()) // together}
+        facts["lists"] = {"train": int((~held).sum()) // width, "valid": int(held.sum()) // width}
         if not all(facts["lists"].values()):
             raise InputError(
-                f"{examples}: of {facts['questions']} questions of the validation part, {len(held) // together} were "
-                f"answered by lists that have what came next, too few to train on; raise recommend.retrieved = "
-                f"{together} or train a better retriever"
+                f"{examples}: of {facts['questions']} questions of the validation part {len(user) // width} have lists "
+                f"with what came next, too few to train and to validate; {facts['short']} lists had fewer than "
+                f"recommend.retrieved = {width} items: lower that if these are many, else raise it, or use a longer log"
             )
-        write_json(lists / TOGETHER, {"together": together})
+        _fit(examples, frames, held.astype(np.int8), specs, lists)
+        write_json(lists / TOGETHER, {"together": width})
 
 
 def _asked(
@@ -122,7 +128,9 @@ def _asked(
     items = pl.read_parquet(examples / "items.parquet")
     fit_sources(sources, split.interactions(0), items, scratch)
     bundle = bundles.load_retrieval(scratch, facts, sections, split.encoder)
-    recommender = Recommender(bundle, MemoryStore(retain=sections["prepare"]["retain"]), config, rank=False)
+    # Nothing is ranked or blended; what was seen is left out as it will be.
+    asked = config.model_copy(update={"blend": BlendConfig(seen_again_after=config.blend.seen_again_after)})
+    recommender = Recommender(bundle, MemoryStore(retain=sections["prepare"]["retain"]), asked, rank=False)
     recommender.seed()
     return recommender
 

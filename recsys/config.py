@@ -91,7 +91,7 @@ class RunConfig(Settings):
                 if name not in tables:
                     raise ValueError(f"{section}.{name} names no table; known: {', '.join(sorted(tables))}")
         self._check_lists()
-        tasks = [NEXT] if self.lists else [self.prepare.label.name, *(task.name for task in self.prepare.tasks)]
+        tasks = [self.label, *(task.name for task in self.prepare.tasks)]
         self.recommend.blend.weights_of(tasks)
         self.ranker.loss.weights_of(tasks)
         forms = {name: table.form for name, table in self.sharding.tables.items()}
@@ -106,16 +106,41 @@ class RunConfig(Settings):
                     "one, such as source = 'retrieved.score', or set it to 'pointwise'"
                 )
             return
+        loss = self.ranker.loss
+        if loss.kind == "listwise" and (loss.learned or loss.weights):
+            raise ValueError("ranker.loss: kind = 'listwise' is of one task; take out learned and weights")
+        if loss.kind == "listwise" and not self.export.calibrate:
+            raise ValueError(
+                "ranker.loss.kind = 'listwise' learns an order, and probabilities only with [export] calibrate = true; "
+                "set it"
+            )
         if self.prepare.tasks:
             raise ValueError(
                 f"prepare.tasks.{self.prepare.tasks[0].name}: of candidates nothing is known but which came next; take "
                 "the tasks out, or the features that are 'retrieved.…'"
             )
         known = [*sources.OWN, *registry.known("recsys.baselines")]
+        of_candidates = {spec.name for spec in self.features if spec.retrieved}
         for spec in self.features:
+            read = {spec.source.removeprefix("feature.")} | {
+                name
+                for value in spec.params.values()
+                for name in (value if isinstance(value, list) else [value])
+                if isinstance(name, str)
+            }
+            if not spec.retrieved and any(name in of_candidates or name.startswith("retrieved.") for name in read):
+                raise ValueError(
+                    f"feature {spec.name}: it is made of what was retrieved, of which no others can be made; take "
+                    "it out"
+                )
             if spec.retrieved and spec.source.removeprefix("retrieved.") not in known:
                 names = ", ".join(f"retrieved.{name}" for name in known)
                 raise ValueError(f"feature {spec.name}: source = {spec.source!r} is none of {names}")
+
+    @property
+    def label(self) -> str:
+        """The ranker's first task."""
+        return NEXT if self.lists else self.prepare.label.name
 
     @property
     def lists(self) -> bool:

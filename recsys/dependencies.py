@@ -51,7 +51,7 @@ _FEED = (
 SOURCES: dict[str, tuple[str, ...]] = {
     "prepare": ("features",),
     "train retriever": _TRAINING,
-    "candidates": ("recsys/baselines", *(f"recsys/{name}.py" for name in ("candidates", "sources", "export")), *_FEED),
+    "candidates": ("recsys/baselines", *(f"recsys/{name}.py" for name in ("candidates", "export", "stored")), *_FEED),
     "train ranker": _TRAINING,
     "export": ("recsys/index", *(f"recsys/{name}.py" for name in ("bundle", "export", "stored", "calibration"))),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),

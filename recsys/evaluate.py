@@ -95,8 +95,8 @@ def evaluate_ranking(directory: Path, examples: Path, config: Config) -> dict[st
     """The bundle's ranker on the split's test examples; one of what is retrieved, on lists that have what came next.
 
     Returns:
-        `ranking`: by task, see `outcome_metrics`, with `uncalibrated_…` beside where the bundle calibrates; `experts`,
-        where it has some: see `specialities`, of about EXPLAINED examples.
+        `ranking`: by task, see `outcome_metrics` (empty where there is nothing to judge), with `uncalibrated_…` beside
+        where the bundle calibrates; `experts`, where it has some: see `specialities`, of about EXPLAINED examples.
     """
     bundle = bundles.load(directory)
     schema = bundle.encoder.schema
@@ -116,6 +116,8 @@ def evaluate_ranking(directory: Path, examples: Path, config: Config) -> dict[st
         assert part.user is not None
         found["outcome"].append(part.labels)
         found["user"].append(part.user)
+    if not found["user"]:
+        return {"ranking": {}}
     predicted, raw, outcome, user = (np.concatenate(parts) for parts in found.values())
     ranking = outcome_metrics(schema, predicted, outcome, user)
     if not np.array_equal(predicted, raw):
@@ -137,7 +139,7 @@ def _of_log(examples: Path, schema: Schema) -> Iterator[Columns]:
 
 
 def _of_lists(bundle: Bundle, examples: Path, config: Config) -> Iterator[Columns]:
-    """The candidates of everybody's first test question, where what came next is one of them."""
+    """The candidates of everybody's first test question, where the list is full and has what came next."""
     recommender = Recommender(bundle, MemoryStore(retain=bundle.config["prepare"]["retain"]), config)
     recommender.seed()
     questions = pl.read_parquet(examples / "sequences" / "test.parquet").filter(pl.col("item_index") > 0)
@@ -146,8 +148,8 @@ def _of_lists(bundle: Bundle, examples: Path, config: Config) -> Iterator[Column
         requests = requests_of(part, recommender.context_columns, LIST)
         histories = [recommender.store.history(request.user_id) for request in requests]
         items_BR, score_BR = recommender.retrieve(requests, histories)
-        right_BR = (items_BR == part["item_index"].to_numpy()[:, None]) & np.isfinite(score_BR)
-        kept = np.flatnonzero(right_BR.any(1))
+        right_BR = items_BR == part["item_index"].to_numpy()[:, None]
+        kept = np.flatnonzero(right_BR.any(1) & np.isfinite(score_BR).all(1))
         if len(kept):
             columns = recommender.encode(
                 [requests[b] for b in kept], [histories[b] for b in kept], items_BR[kept], score_BR[kept]

@@ -184,8 +184,12 @@ class Recommender:
                 prediction_BRT = self.predictions(columns.batch(together=retrieved_BR.shape[1])).reshape(
                     *retrieved_BR.shape, -1
                 )
+        known_B = np.array([any(event.item_id in self.item_index for event in history) for history in histories])
         with clock("blend"):
             value_BR = self.blend.values(score_BR, prediction_BRT)
+            if self._asks_retriever:
+                # A ranker of what was retrieved has learned from lists of people with a history alone.
+                value_BR = np.where(known_B[:, None], value_BR, score_BR)
             users, longest = [request.user_id for request in requests], max(request.k for request in requests)
             places = self.blend.fill(value_BR, retrieved_BR, users, times_B, longest)
         return [
@@ -202,7 +206,7 @@ class Recommender:
                     for place, r in enumerate(places.candidates_BK[b, : request.k])
                     if r >= 0
                 ),
-                source="model" if any(event.item_id in self.item_index for event in histories[b]) else "popularity",
+                source="model" if known_B[b] else "popularity",
                 latency_ms=clock.milliseconds,
             )
             for b, request in enumerate(requests)

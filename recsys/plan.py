@@ -16,6 +16,8 @@ from embeddings.explain import explain
 from features.encoder import load_schema
 from features.errors import InputError
 from features.manifest import MANIFEST
+from features.schema import Schema
+from recsys import candidates
 from recsys.config import RunConfig
 from recsys.config_file import read_toml, validate
 from recsys.roles import build_task
@@ -51,6 +53,13 @@ def plan_cluster(config: capacity.Config, world: int | None, local: int | None) 
     return clusters.report(config, config.cluster.world_size)
 
 
+def _schema_of_lists(config: RunConfig, path: Path) -> Schema:
+    lists = config.directory / "candidates" / config.served_split / candidates.LISTS
+    if not lists.exists():
+        raise InputError(f"{lists}: the ranker's features are fitted on these; run `recsys train {path}` first")
+    return load_schema(lists)
+
+
 def plan_run(config: RunConfig, path: Path, world: int | None, local: int | None, device: str | None) -> dict[str, Any]:
     """Plan the models of a run on its served split; what is not given is as for training.
 
@@ -69,6 +78,8 @@ def plan_run(config: RunConfig, path: Path, world: int | None, local: int | None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     facts: dict[str, Any] = {"run": config.run.name, "split": config.served_split}
     for role, section in (("retriever", config.retriever), ("ranker", config.ranker)):
+        if role == "ranker" and config.lists:
+            schema = _schema_of_lists(config, path)
         task = build_task(section, schema, torch.device("meta"), config.tables.managed)
         sparse = section.optimizer.sparse
         sharding.check(shards, sparse, task, torch.device(device))

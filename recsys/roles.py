@@ -236,7 +236,7 @@ def open_job(
     split, lists = Examples.open(examples), together(examples)
     training = RankingReader(split.of_part(0), loop.batch_size, loop.seed, place, loop.workers, lists)
     valid = RankingReader(split.of_part(1), 4 * loop.batch_size, loop.seed, place, loop.workers, lists)
-    _require_rows(valid.rows, place, examples)
+    _require_rows(valid.rows // lists, place, examples)
     return Job(
         task=task,
         reader=training,

@@ -125,7 +125,7 @@ class Run:
             parts["launch"] = self.config.launch.nproc
         if stage == "candidates":
             parts["ranker"] = self.config.ranker.holdout
-            parts["recommend"] = {name: value for name, value in parts["recommend"].items() if name != "blend"}
+            parts["recommend"] = parts["recommend"] | {"blend": self.config.recommend.blend.seen_again_after}
         upstream = [self.key(name) for name in self.upstream(stage)]
         return fingerprint(
             stage, parts, upstream, self.environments[stage], self.inputs if stage == "prepare" else None
@@ -372,22 +372,28 @@ class Run:
 
     def _candidates(self, split: Split, facts: dict[str, Any]) -> None:
         section, trained = self.config.retriever, self.checkpoint(split, "retriever")
+        refused: InputError | None = None
         if distributed.is_first():
             prepared = manifest.read(self.directory / "examples")
             assert prepared is not None
-            candidates.write(
-                self.examples(split),
-                (section, checkpoint.choice(trained) if section.train.refit else trained),
-                self.config.tables.managed,
-                self.config.features,
-                self._sources,
-                self.config.recommend,
-                self.config.ranker.holdout,
-                {name: self.sections[name] for name in ("prepare", "retriever", "tables")},
-                self.candidates(split),
-                facts | {"has_clock": prepared["has_clock"]},
-            )
-        distributed.from_first(None)
+            try:
+                candidates.write(
+                    self.examples(split),
+                    (section, checkpoint.choice(trained) if section.train.refit else trained),
+                    self.config.tables.managed,
+                    self.config.features,
+                    self._sources,
+                    self.config.recommend,
+                    self.config.ranker.holdout,
+                    {name: self.sections[name] for name in ("prepare", "retriever", "tables")},
+                    self.candidates(split),
+                    facts | {"has_clock": prepared["has_clock"]},
+                )
+            except InputError as error:
+                refused = error
+        refused = distributed.from_first(refused)
+        if refused is not None:
+            raise refused
 
     def _export(self, split: Split, facts: dict[str, Any]) -> None:
         prepared = manifest.read(self.directory / "examples")

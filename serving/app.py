@@ -75,7 +75,7 @@ def _require_schema(config: RunConfig, path: Path, bundle: bundles.Bundle) -> No
     schema = bundle.encoder.schema
     rows = {spec.name: spec.rows for spec in schema.features}
     declared = tuple(spec.model_copy(update={"rows": rows.get(spec.name)}) for spec in config.features)
-    own = schema.model_copy(update={"features": declared, "label": config.prepare.label.name})
+    own = schema.model_copy(update={"features": declared, "label": config.label})
     own.require_equal(schema, str(path), str(bundle.directory))
 
 

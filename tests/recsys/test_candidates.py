@@ -10,19 +10,22 @@ import polars as pl
 import pytest
 import tomli_w
 import torch
+from polars.testing import assert_frame_equal
 
-from embeddings.batch import Columns
 from features.errors import InputError
 from features.examples import Examples
+from features.instant import Instant
 from features.manifest import read
+from features.moment import Asked
 from features.online import MemoryStore
 from recsys import bundle as bundles
-from recsys import config
-from recsys.candidates import LISTS
+from recsys import candidates, checkpoint, config, plan
+from recsys.candidates import LISTS, _asked
 from recsys.config_file import read_toml
 from recsys.inference import Recommender, Request, requests_of
 from recsys.roles import list_metrics
 from recsys.stages import Run
+from serving import app
 
 SMALL = Path(__file__).parents[2] / "configs" / "synthetic" / "small.toml"
 
@@ -38,6 +41,7 @@ OPTIONS = {
     "ranker.train.batch_size": 200,
     "ranker.loss.kind": "listwise",
     "recommend.retrieved": RETRIEVED,
+    "export.calibrate": True,
     "recommend.blend.retriever_weight": 0.0,
 }
 
@@ -152,17 +156,30 @@ def test_what_is_served_is_what_was_learned(trained: Trained):
     assert [item.item_id for item in response.items] == expected
 
 
-def test_columns_of_lists_are_those_of_requests(trained: Trained):
-    """Frames that are encoded by expressions, against the same questions asked of the recommender."""
-    frames, examples = trained.lists("time")
-    found = Columns.of(pl.concat(list(examples.of_part(0)) + list(examples.of_part(1))), examples.schema)
-    assert found.rows == frames.height
-    assert found.dense is not None
-    names = [feature.name for feature in examples.schema.dense]
-    order = np.argsort(examples.part, kind="stable")
-    for name in ("score", "graph", "place"):
-        known = frames[f"retrieved.{name}"].to_numpy()[order]
-        np.testing.assert_allclose(found.dense[:, names.index(name)], known, rtol=1e-6)
+def test_columns_of_lists_are_those_of_requests(trained: Trained, tmp_path: Path):
+    """All features of lists, encoded by expressions, against the same questions asked of a recommender."""
+    split: Any = "time"
+    frames, examples = trained.lists(split)
+    run, section = trained.run, trained.run.config.retriever
+    retriever = (section, checkpoint.choice(run.checkpoint(split, "retriever")))
+    sections = {name: run.sections[name] for name in ("prepare", "retriever", "tables")}
+    recommender = _asked(
+        run.examples(split), retriever, {}, run._sources, run.config.recommend, sections, tmp_path, {"has_clock": True}
+    )
+    valid = pl.read_parquet(run.examples(split) / "sequences" / "valid.parquet")
+    lists = frames.gather_every(RETRIEVED).select("user_code", "timestamp")
+    part = lists.join(valid, left_on=["user_code", "timestamp"], right_on=["user_index", "timestamp"], how="left")
+    part = part.unique(["user_code", "timestamp"], keep="first", maintain_order=True)
+    requests = requests_of(part, recommender.context_columns, RETRIEVED)
+    histories = [recommender.store.history(request.user_id) for request in requests]
+    items_BR, score_BR = recommender.retrieve(requests, histories)
+    np.testing.assert_array_equal(items_BR.ravel(), frames["item_code"].to_numpy())
+    asked = [Asked(request.user_id, int(request.timestamp or 0), request.context) for request in requests]
+    retrieved = recommender.retrieved(requests, histories, items_BR, score_BR)
+    instant = Instant(examples.encoder, recommender.moment)
+    found = instant.encode(asked, histories, items_BR, recommender.store, retrieved)
+    block = examples.encoder.encode(examples.vocabulary.resolve(frames))
+    assert_frame_equal(found.frame(dict(block.schema)), block, rel_tol=1e-6)
 
 
 def test_a_list_metric_of_known_value():
@@ -178,6 +195,13 @@ def test_a_list_metric_of_known_value():
         ([], {}, "no feature is of what was retrieved"),
         ([dense("score", "retrieved.score")], {"prepare.tasks": [{"name": "x", "source": "value"}]}, "take the tasks"),
         ([dense("score", "retrieved.vector")], {}, "is none of retrieved.score"),
+        ([dense("score", "retrieved.score")], {"export.calibrate": False}, "set it"),
+        ([dense("score", "retrieved.score")], {"ranker.loss": {"kind": "listwise", "learned": True}}, "one task"),
+        (
+            [dense("score", "retrieved.score"), dense("share", "request.item_events", per="retrieved.place")],
+            {},
+            "made of what was retrieved",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -193,7 +217,37 @@ def test_what_does_not_fit_is_refused(
         config.load(path, [])
 
 
-def test_somebody_unknown_is_served_too(trained: Trained):
-    response = trained.time.recommend(Request(user_id=10**9, k=5, timestamp=0))
-    assert len(response.items) == 5
+def test_somebody_unknown_gets_what_is_popular_in_its_order(trained: Trained):
+    request = Request(user_id=10**9, k=RETRIEVED, timestamp=0)
+    response = trained.time.recommend(request)
+    items_1R, _ = trained.time.retrieve([request], [()])
     assert response.source == "popularity"
+    assert [item.item_id for item in response.items] == [trained.time.item_ids[item] for item in items_1R[0]]
+
+
+def test_a_server_and_a_plan_know_its_schema(trained: Trained):
+    run = trained.run
+    app._require_schema(run.config, run.path, trained.time.bundle)
+    planned = plan.plan_run(run.config, run.path, None, None, None)
+    assert planned["ranker"]
+
+
+def test_too_few_lists_are_refused(trained: Trained, tmp_path: Path):
+    split: Any = "leave_one_out"
+    run = trained.run
+    for retrieved, message in ((1, "raise it"), (151, "not so many items")):
+        config = run.config.recommend.model_copy(update={"retrieved": retrieved})
+        with pytest.raises(InputError, match=message):
+            candidates.write(
+                run.examples(split),
+                (run.config.retriever, checkpoint.choice(run.checkpoint(split, "retriever"))),
+                {},
+                run.config.features,
+                run._sources,
+                config,
+                1e-9,
+                {name: run.sections[name] for name in ("prepare", "retriever", "tables")},
+                tmp_path / "lists",
+                {"has_clock": True},
+            )
+        assert not (tmp_path / "lists").exists()
