@@ -134,7 +134,7 @@ def measure(config: RunConfig, examples: Path, folder: Path, epochs: int) -> dic
 def plot(grid: list[dict[str, Any]], path: Path) -> None:
     """NE over parameters, a line for each number of examples; and over examples, a line a size."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for axis, along, by in zip(axes, ("parameters", "examples"), ("examples", "size"), strict=True):
@@ -143,8 +143,9 @@ def plot(grid: list[dict[str, Any]], path: Path) -> None:
             label = f"{name:,} examples" if by == "examples" else name
             axis.plot([row[along] for row in rows], [row["ne"] for row in rows], marker="o", label=label)
         axis.set(xscale="log", yscale="log", xlabel="dense weights" if along == "parameters" else along)
-        axis.yaxis.set_major_formatter(ScalarFormatter())
-        axis.yaxis.set_minor_formatter(NullFormatter() if axis is axes[1] else ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_major_formatter("{x:.3f}")
+        axis.yaxis.set_minor_formatter("{x:.3f}")
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("NE, test part")
