@@ -1,7 +1,10 @@
 """The kernel for CPUs beside fbgemm's own: the same tables and accumulators, up to the order of sums."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -69,11 +72,18 @@ CASES = [
 ]
 
 
+def of_fbgemm() -> list[list[np.ndarray]]:
+    """What the kernel makes of every case that a process begins with."""
+    assert not rowwise_adagrad.install.cache_info().currsize, "fbgemm's kernel has been replaced already"
+    return [[tensor.numpy() for tensor in trained(*case)] for case in CASES]
+
+
 @pytest.fixture(scope="module")
 def theirs() -> list[list[torch.Tensor]]:
-    """What fbgemm's kernel makes of every case, before it is replaced."""
-    assert not rowwise_adagrad.install.cache_info().currsize, "fbgemm's kernel has been replaced already"
-    return [trained(*case) for case in CASES]
+    """What fbgemm's kernel makes of every case, in a process where nothing has replaced it."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        found = process.submit(of_fbgemm).result()
+    return [[torch.from_numpy(array) for array in case] for case in found]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
