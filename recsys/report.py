@@ -90,7 +90,7 @@ def _loss(histories: dict[str, Any]) -> str:
         split, role = name.split(" ")
         axes = left if role == "retriever" else right
         axes.plot(history["loss"], color=COLOURS[role], alpha=0.9 if split == "time" else 0.45, lw=1, label=split)
-    for axes, title in ((left, "retriever, softmax loss"), (right, "ranker, log-loss")):
+    for axes, title in ((left, "retriever, softmax loss"), (right, "ranker, loss")):
         axes.set(title=title, xlabel="step")
         axes.legend(frameon=False)
     return _svg(figure)
@@ -101,7 +101,12 @@ def _validation(histories: dict[str, Any]) -> str:
     left, right = figure.subplots(1, 2)
     for name, history in histories.items():
         split, role = name.split(" ")
-        axes, metric = (left, "ndcg@10") if role == "retriever" else (right, "ne")
+        axes = left if role == "retriever" else right
+        # A ranker of lists is judged as a retriever is.
+        lists = role == "ranker" and all("ndcg@10" in found for found in history["valid"])
+        metric = "ndcg@10" if role == "retriever" or lists else "ne"
+        if role == "ranker":
+            right.set(title="ranker, ndcg@10 of lists (higher)" if lists else "ranker, NE (lower)")
         values = [found[metric] for found in history["valid"]]
         axes.plot(
             range(1, len(values) + 1),
@@ -112,7 +117,7 @@ def _validation(histories: dict[str, Any]) -> str:
             label=split,
         )
     left.set(title="retriever, ndcg@10 (higher)", xlabel="epoch")
-    right.set(title="ranker, NE (lower)", xlabel="epoch")
+    right.set(xlabel="epoch")
     for axes in (left, right):
         axes.legend(frameon=False)
     return _svg(figure)
