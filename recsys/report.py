@@ -106,7 +106,7 @@ def _validation(histories: dict[str, Any]) -> str:
         lists = role == "ranker" and all("ndcg@10" in found for found in history["valid"])
         metric = "ndcg@10" if role == "retriever" or lists else "ne"
         if role == "ranker":
-            right.set(title="ranker, ndcg@10 of lists (higher)" if lists else "ranker, NE (lower)")
+            right.set(title="ranker, ndcg@10 (higher)" if lists else "ranker, NE (lower)")
         values = [found[metric] for found in history["valid"]]
         axes.plot(
             range(1, len(values) + 1),
