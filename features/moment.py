@@ -17,7 +17,7 @@ from features.counters import DECAY_UNIT, Counter
 from features.entities import attribute_hashes
 from features.fold import HISTORY_COLUMNS, Plan, recency
 from features.online import Counts, Event, Id, Increment, StateStore
-from features.placing import RETRIEVED
+from features.schema import RETRIEVED
 from features.slices import gather_slices
 
 

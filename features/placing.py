@@ -10,10 +10,7 @@ from pydantic import ValidationError
 
 from features import registry
 from features.errors import InputError
-from features.schema import FeatureSpec
-
-RETRIEVED = "retrieved."
-"""Begins the columns of a request frame that say what the retriever found."""
+from features.schema import RETRIEVED, FeatureSpec
 
 Place = Literal["item", "user", "history", "moment", "feature"]
 """Where a feature is computed: once an item, a user, an item of the history, an example; or from other features."""

@@ -28,6 +28,10 @@ WEIGHTS = "__weights"
 """What the column of a bag's weights is called, after the feature's name."""
 
 
+RETRIEVED = "retrieved."
+"""Begins the sources, and the columns of request frames, that say what a retriever has found."""
+
+
 class FeatureSpec(Settings):
     """One feature of the ranker."""
 
@@ -73,7 +77,7 @@ class FeatureSpec(Settings):
     @property
     def retrieved(self) -> bool:
         """Whether it is known of what a retriever has found alone, and of no row of the log."""
-        return self.source.startswith("retrieved.")
+        return self.source.startswith(RETRIEVED)
 
     @property
     def table_name(self) -> str:

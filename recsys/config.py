@@ -14,7 +14,7 @@ from embeddings.sharding import Config as ShardingConfig
 from embeddings.tables import Config as TablesConfig
 from features import pipeline, registry
 from features.errors import InputError
-from features.schema import FeatureSpec
+from features.schema import RETRIEVED, FeatureSpec
 from features.settings import Settings
 from recsys import inference, sources
 from recsys.config_file import check_dataset, read_toml, validate
@@ -128,13 +128,13 @@ class RunConfig(Settings):
                 for name in (value if isinstance(value, list) else [value])
                 if isinstance(name, str)
             }
-            if not spec.retrieved and any(name in of_candidates or name.startswith("retrieved.") for name in read):
+            if not spec.retrieved and any(name in of_candidates or name.startswith(RETRIEVED) for name in read):
                 raise ValueError(
                     f"feature {spec.name}: it is made of what was retrieved, of which no others can be made; take "
                     "it out"
                 )
-            if spec.retrieved and spec.source.removeprefix("retrieved.") not in known:
-                names = ", ".join(f"retrieved.{name}" for name in known)
+            if spec.retrieved and spec.source.removeprefix(RETRIEVED) not in known:
+                names = ", ".join(f"{RETRIEVED}{name}" for name in known)
                 raise ValueError(f"feature {spec.name}: source = {spec.source!r} is none of {names}")
 
     @property

@@ -25,7 +25,7 @@ from features.fold import Plan
 from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
 from features.online import Event, Id, StateStore
-from features.placing import RETRIEVED
+from features.schema import RETRIEVED
 from features.settings import Settings
 from recsys import bundle as bundles
 from recsys.baselines import popularity

@@ -7,8 +7,7 @@ import polars as pl
 
 from embeddings.histories import Histories
 from features import registry
-from features.placing import RETRIEVED
-from features.schema import FeatureSpec
+from features.schema import RETRIEVED, FeatureSpec
 from features.settings import Settings
 from recsys.scorer import Scorer
 
