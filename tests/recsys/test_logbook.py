@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from recsys import logbook
 from recsys.logbook import FILE, FINISHED, WITHOUT_A_WORD, Logbook, difference, read, write_page
@@ -351,7 +351,7 @@ def test_page_in_a_browser(tmp_path: Path) -> None:
             assert rows.count() == everything
             page.select_option("select[name=kind]", "start")
             page.locator(".time a[title*='ended without a word']").click()
-            assert rows.count() == everything, "a mark leads to its line, whatever was filtered"
+            expect(rows, "a mark leads to its line, whatever was filtered").to_have_count(everything)
             assert page.locator("tr:target").is_visible()
         browser.close()
     assert not errors
