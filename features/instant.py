@@ -78,11 +78,13 @@ class Instant:
             histories: of each request's person, from the store.
             item_BR: item indices.
             store: where the counters are.
-            retrieved: what the retriever says of the items, by the column `retrieved.…`; float64 [B · R].
+            retrieved: what the retriever says, by the column `retrieved.…`: of the items float64 [B · R], of the
+                requests float32 [B, D].
         """
         requests, width = item_BR.shape
         people, pairs = self.moment.columns(asked, histories, item_BR, store)
-        pairs |= retrieved or {}
+        for name, column in (retrieved or {}).items():
+            (pairs if column.ndim == 1 else people)[name] = column
         item = item_BR.ravel()
         user = np.array([self.moment.user_index.get(one.user_id, 0) for one in asked], dtype=np.int64)
         found: dict[str, np.ndarray | Ragged] = {}

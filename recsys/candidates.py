@@ -91,7 +91,8 @@ def write(
         frames, lists = directory / "frames", directory / LISTS
         frames.mkdir()
         lists.mkdir()
-        facts |= _write_frames(recommender, questions, _types(examples), frames)
+        said = {spec.source for spec in specs if spec.retrieved}
+        facts |= _write_frames(recommender, questions, said, _types(examples), frames)
         users = [pl.read_parquet(path, columns=["user_code"])["user_code"].to_numpy() for path in _files(frames)]
         user = np.concatenate([np.zeros(0, dtype=np.int32), *users])
         held = splitmix64(user.astype(np.uint64)) < np.uint64(holdout * 2**64)
@@ -145,9 +146,13 @@ def _files(frames: Path) -> list[Path]:
 
 
 def _write_frames(
-    recommender: Recommender, questions: pl.DataFrame, types: dict[str, pl.DataType], out: Path
+    recommender: Recommender, questions: pl.DataFrame, said: set[str], types: dict[str, pl.DataType], out: Path
 ) -> dict[str, int]:
-    """A file for every block of lists; how many questions there were, and how many had too short a list."""
+    """A file for every block of lists, with the columns `said` of what the retriever says.
+
+    Returns:
+        How many questions there were, and how many had too short a list.
+    """
     order = np.argsort(questions["items"].list.len().to_numpy(), kind="stable")
     most = max(1, BLOCK_ROWS // recommender.config.retrieved)
     parts: list[_Lists] = []
@@ -162,7 +167,7 @@ def _write_frames(
         parts, held = [], 0
 
     for part in questions[order].iter_slices(min(ASKED, most)):
-        found = _lists(recommender, part, types)
+        found = _lists(recommender, part, said, types)
         short += found.short
         if held + found.lists > most:
             flush()
@@ -181,7 +186,7 @@ class _Lists:
     """Lists that were left out."""
 
 
-def _lists(recommender: Recommender, questions: pl.DataFrame, types: dict[str, pl.DataType]) -> _Lists:
+def _lists(recommender: Recommender, questions: pl.DataFrame, said: set[str], types: dict[str, pl.DataType]) -> _Lists:
     """The candidates of each question whose list is full and has what came next."""
     requests = requests_of(questions, recommender.context_columns, recommender.config.retrieved)
     histories = [recommender.store.history(request.user_id) for request in requests]
@@ -193,7 +198,7 @@ def _lists(recommender: Recommender, questions: pl.DataFrame, types: dict[str, p
     items_BR, score_BR, right_BR = items_BR[kept], score_BR[kept], right_BR[kept]
     asked = [Asked(one.user_id, time, one.context) for one, time in zip(requests, questions["timestamp"], strict=True)]
     people, pairs = recommender.moment.columns(asked, histories, items_BR, recommender.store)
-    retrieved = recommender.retrieved(requests, histories, items_BR, score_BR)
+    retrieved = recommender.retrieved(requests, histories, items_BR, score_BR, said)
     row = np.repeat(np.arange(len(kept)), items_BR.shape[1])
     columns = {
         "user_code": questions["user_index"].cast(pl.Int32).gather(row),
@@ -202,7 +207,7 @@ def _lists(recommender: Recommender, questions: pl.DataFrame, types: dict[str, p
         "label": pl.Series(right_BR.ravel(), dtype=pl.Float32),
         **{name: _series(column, types[name]).gather(row) for name, column in people.items() if name != "timestamp"},
         **{name: _series(column, types[name]) for name, column in pairs.items()},
-        **{name: pl.Series(column) for name, column in retrieved.items()},
+        **{name: pl.Series(column if column.ndim == 1 else column[row]) for name, column in retrieved.items()},
     }
     frame = pl.DataFrame([series.alias(name) for name, series in columns.items()])
     return _Lists(frame, len(kept), int((~full_B).sum()))

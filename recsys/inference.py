@@ -5,7 +5,7 @@ B requests, I items of the catalogue, R retrieved for each, K shown.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -139,7 +139,7 @@ class Recommender:
         learned = LearnedScorer(bundle.retriever, bundle.catalogue, prepared.max_history)
         self.scorer = scorer or learned
         self._learned = learned
-        self._asks_retriever = any(name.startswith(RETRIEVED) for name in self.encoder.requested)
+        self._of_retriever = {name for name in self.encoder.requested if name.startswith(RETRIEVED)}
         self.searcher: TreeSearcher | None = None
         if scorer is None and config.index == "tree":
             if bundle.tree is None:
@@ -187,7 +187,7 @@ class Recommender:
         known_B = np.array([any(event.item_id in self.item_index for event in history) for history in histories])
         with clock("blend"):
             value_BR = self.blend.values(score_BR, prediction_BRT)
-            if self._asks_retriever:
+            if self._of_retriever:
                 # A ranker of what was retrieved has learned from lists of people with a history alone.
                 value_BR = np.where(known_B[:, None], value_BR, score_BR)
             users, longest = [request.user_id for request in requests], max(request.k for request in requests)
@@ -259,7 +259,7 @@ class Recommender:
             Asked(request.user_id, moment, request.context)
             for request, moment in zip(requests, _times(requests).tolist(), strict=True)
         ]
-        found = self.retrieved(requests, histories, items_BR, score_BR) if self._asks_retriever else None
+        found = self.retrieved(requests, histories, items_BR, score_BR, self._of_retriever)
         examples = self.instant.encode(asked, histories, items_BR, self.store, found)
         return Columns.of_arrays(examples.rows, examples.columns, self.encoder.schema)
 
@@ -269,16 +269,24 @@ class Recommender:
         histories: Sequence[Sequence[Event]],
         items_BR: np.ndarray,
         score_BR: np.ndarray,
+        columns: Collection[str],
     ) -> dict[str, np.ndarray]:
-        """The columns `retrieved.…` of candidates, as `retrieve` gives them; float64 [B · R] each."""
+        """Columns `retrieved.…`: of candidates as `retrieve` gives them float64 [B · R], of requests float32 [B, D]."""
+        if not columns:
+            return {}
         past = self._past(requests, histories)
-        found = {
-            "score": np.where(np.isfinite(score_BR), score_BR, 0.0),
-            "graph": self._learned.graph_scores(past, items_BR),
-            "place": np.broadcast_to(1.0 + np.arange(items_BR.shape[1]), items_BR.shape),
-            **{name: scores_of(source, past, items_BR) for name, source in self.bundle.sources.items()},
+        makers: dict[str, Callable[[], np.ndarray]] = {
+            "score": lambda: np.where(np.isfinite(score_BR), score_BR, 0.0),
+            "graph": lambda: self._learned.graph_scores(past, items_BR),
+            "place": lambda: np.broadcast_to(1.0 + np.arange(items_BR.shape[1]), items_BR.shape),
+            "user": lambda: self._learned.user_vectors(past),
         }
-        return {f"{RETRIEVED}{name}": column.ravel().astype(np.float64) for name, column in found.items()}
+        found: dict[str, np.ndarray] = {}
+        for column in columns:
+            name = column.removeprefix(RETRIEVED)
+            made = makers[name]() if name in makers else scores_of(self.bundle.sources[name], past, items_BR)
+            found[column] = made if name == "user" else made.ravel().astype(np.float64)
+        return found
 
     def _hidden(self, requests: Sequence[Request], past: Histories) -> np.ndarray:
         """Whether the item of each step must not be shown; bool [N]."""

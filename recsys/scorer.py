@@ -81,6 +81,15 @@ class LearnedScorer:
         return score_BI.numpy()
 
     @torch.inference_mode()
+    def user_vectors(self, histories: Histories) -> np.ndarray:
+        """What is made of each history, zeros of an empty one; float32 [B, D]."""
+        user_BD = torch.zeros(len(histories.lengths_B), self.item_vectors_ID.shape[1])
+        known = np.flatnonzero(histories.lengths_B)
+        if len(known):
+            user_BD[torch.from_numpy(known)] = self.ask(histories.users(known)).user_BD
+        return user_BD.numpy()
+
+    @torch.inference_mode()
     def graph_scores(self, histories: Histories, items_BR: np.ndarray) -> np.ndarray:
         """What the graph adds to the scores of some items of each history, 0 where it says nothing; float32 [B, R]."""
         if self.walk is None:

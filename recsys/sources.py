@@ -11,8 +11,9 @@ from features.schema import RETRIEVED, FeatureSpec
 from features.settings import Settings
 from recsys.scorer import Scorer
 
-OWN = ("score", "graph", "place")
-"""What the retriever itself says of a candidate: its score, what of this the graph has added, and its place, from 1."""
+OWN = ("score", "graph", "place", "user")
+"""What the retriever itself says of a candidate: its score, what the graph has added to it, its place, from 1; and
+of the person: their vector."""
 
 FOLDER = "sources"
 

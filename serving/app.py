@@ -73,8 +73,8 @@ def check(config: RunConfig, path: Path) -> Config:
 def _require_schema(config: RunConfig, path: Path, bundle: bundles.Bundle) -> None:
     """Refuse a bundle that was made for other features than the config declares."""
     schema = bundle.encoder.schema
-    rows = {spec.name: spec.rows for spec in schema.features}
-    declared = tuple(spec.model_copy(update={"rows": rows.get(spec.name)}) for spec in config.features)
+    fitted = {spec.name: {"rows": spec.rows, "width": spec.width} for spec in schema.features}
+    declared = tuple(spec.model_copy(update=fitted.get(spec.name, {})) for spec in config.features)
     own = schema.model_copy(update={"features": declared, "label": config.label})
     own.require_equal(schema, str(path), str(bundle.directory))
 

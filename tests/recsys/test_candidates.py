@@ -56,6 +56,13 @@ FEATURES = [
     dense("place", "retrieved.place", standardise=False),
     dense("neighbours", "retrieved.item_knn", standardise=False),
     dense("met", "request.item_events", standardise=False),
+    {
+        "name": "who",
+        "kind": "vector",
+        "source": "retrieved.user",
+        "transform": "vector",
+        "params": {"normalise": False},
+    },
 ]
 
 
@@ -147,6 +154,8 @@ def test_what_is_served_is_what_was_learned(trained: Trained):
         asked = learned.ask(past)
         vector_BR = np.take_along_axis((asked.user_BD @ learned.item_vectors_ID.T).numpy(), items_BR, axis=1)
     np.testing.assert_allclose(column["score"] - column["graph"], vector_BR, atol=1e-5)
+    user_BD = asked.user_BD.repeat_interleave(RETRIEVED, 0).numpy()
+    np.testing.assert_array_equal(columns.dense[:, -user_BD.shape[1] :], user_BD)
     assert column["graph"].any()
 
     response = recommender.recommend(requests[0])
@@ -175,7 +184,8 @@ def test_columns_of_lists_are_those_of_requests(trained: Trained, tmp_path: Path
     items_BR, score_BR = recommender.retrieve(requests, histories)
     np.testing.assert_array_equal(items_BR.ravel(), frames["item_code"].to_numpy())
     asked = [Asked(request.user_id, int(request.timestamp or 0), request.context) for request in requests]
-    retrieved = recommender.retrieved(requests, histories, items_BR, score_BR)
+    said = {spec.source for spec in examples.schema.features if spec.retrieved}
+    retrieved = recommender.retrieved(requests, histories, items_BR, score_BR, said)
     instant = Instant(examples.encoder, recommender.moment)
     found = instant.encode(asked, histories, items_BR, recommender.store, retrieved)
     block = examples.encoder.encode(examples.vocabulary.resolve(frames))
