@@ -8,6 +8,7 @@ every request has its moment, drawn beforehand from a Poisson process, and its l
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ import aiohttp
 import numpy as np
 
 TIMEOUT_SECONDS = 30
+FALLBACK = re.compile(rb'"fallback": ?"(\w+)"')
+"""In an answer: the model had no time for it, or no store."""
 
 
 async def load(url: str, bodies: list[dict[str, Any]], rate: float, seconds: float, seed: int = 0) -> dict[str, Any]:
@@ -30,14 +33,15 @@ async def load(url: str, bodies: list[dict[str, Any]], rate: float, seconds: flo
         seed: of the moments.
 
     Returns:
-        `sent`; `statuses` (of what was answered, and `error` for what was not); `p50_ms, p90_ms, p99_ms, max_ms` of what
-        was answered with 200; `refused_p99_ms` of other answers; `answered_per_second`; `behind_ms`, how late the
-        generator itself was at p99: figures of it are worth nothing where that is much.
+        `sent`; `statuses` (of what was answered, and `error` for what was not) and `fallbacks` by reason; `p50_ms, p90_ms,
+        p99_ms, max_ms` of what was answered with 200; `refused_p99_ms` of other answers; `answered_per_second`;
+        `behind_ms`, how late the generator itself was at p99: figures are worth nothing where that is much.
     """
     rng = np.random.default_rng(seed)
     moments = np.cumsum(rng.exponential(1 / rate, max(1, int(rate * seconds))))
     texts = [json.dumps(body).encode() for body in bodies]
     statuses: Counter[str] = Counter()
+    fallbacks: Counter[str] = Counter()
     latency: list[float] = []
     refused: list[float] = []
     behind: list[float] = []
@@ -49,12 +53,13 @@ async def load(url: str, bodies: list[dict[str, Any]], rate: float, seconds: flo
             behind.append(1000 * (time.perf_counter() - moment))
             try:
                 async with session.post(url, data=text, headers=headers) as response:
-                    await response.read()
+                    answer = await response.read()
                     status = response.status
             except (aiohttp.ClientError, TimeoutError):
                 statuses["error"] += 1
                 return
             statuses[str(status)] += 1
+            fallbacks.update(found.group(1).decode() for found in FALLBACK.finditer(answer))
             (latency if status == 200 else refused).append(1000 * (time.perf_counter() - moment))
 
         began = time.perf_counter()
@@ -69,6 +74,7 @@ async def load(url: str, bodies: list[dict[str, Any]], rate: float, seconds: flo
     return {
         "sent": len(moments),
         "statuses": dict(statuses),
+        "fallbacks": dict(fallbacks),
         **{f"p{q}_ms": float(np.percentile(latency, q)) if latency else None for q in (50, 90, 99)},
         "max_ms": max(latency, default=None),
         "refused_p99_ms": float(np.percentile(refused, 99)) if refused else None,
