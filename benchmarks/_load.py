@@ -33,8 +33,8 @@ async def load(url: str, bodies: list[dict[str, Any]], rate: float, seconds: flo
         seed: of the moments.
 
     Returns:
-        `sent`; `statuses` (of what was answered, and `error` for what was not) and `fallbacks` by reason; `p50_ms, p90_ms,
-        p99_ms, max_ms` of what was answered with 200; `refused_p99_ms` of other answers; `answered_per_second`;
+        `sent`; `statuses` (of what was answered, and `error` for what was not) and `fallbacks` by reason; `p50_ms,
+        p90_ms, p99_ms, max_ms` of what was answered with 200; `refused_p99_ms` of other answers; `answered_per_second`;
         `behind_ms`, how late the generator itself was at p99: figures are worth nothing where that is much.
     """
     rng = np.random.default_rng(seed)
