@@ -191,6 +191,27 @@ class Moment:
             found += [Increment(key, bucket, counter.keep) for key in _chained(counter, hashes).tolist()]
         return found
 
+    def keys_of(self, user_id: Id, history: Sequence[Event]) -> np.ndarray:
+        """Keys of all counters that count by this very person; uint64 [K].
+
+        With items, those of the catalogue and of the history; with an attribute of items, all of its values. What
+        counts by attributes of people is of many.
+        """
+        others = [event.item_id for event in history if event.item_id not in self.item_index]
+        items = np.concatenate([self._item_hash[1:], np.array([hash_one(item) for item in others], dtype=np.uint64)])
+        found = [np.zeros(0, dtype=np.uint64)]
+        for counter in self.plan.counters:
+            if "user" in counter.by:
+                hashes: list[np.ndarray] = []
+                for axis in counter.by:
+                    name, _, column = axis.partition(".")
+                    if name == "user":
+                        hashes.append(self._of_user(axis, user_id))
+                    else:
+                        hashes.append(np.unique(self.described["item"].columns[column][0]) if column else items)
+                found.append(_chained(counter, hashes))
+        return np.unique(np.concatenate(found))
+
     def _count(
         self,
         asked: Sequence[Asked],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.errors import InputError
+from features.errors import InputError, StoreError
 from recsys.console import quiet
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ VERBS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, do, and turn an `InputError` into one line and status 2."""
+    """Parse, do, and turn an error that is meant for people into one line and status 2."""
     parser = argparse.ArgumentParser(
         prog="recsys",
         description="Train and serve recommenders.",
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         _do(known, overrides)
-    except InputError as error:
+    except (InputError, StoreError) as error:
         print(f"recsys: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

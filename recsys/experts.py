@@ -50,6 +50,15 @@ def specialities(columns: Columns, gates_BTE: np.ndarray) -> dict[str, list[dict
     return found
 
 
+def heard(gates_TE: np.ndarray, schema: Schema) -> dict[str, dict[str, float]]:
+    """Of one example: task → expert, from "expert 1" → its share of what was heard, largest first, without zeros."""
+    shares: dict[str, dict[str, float]] = {}
+    for task, gates_E in zip(schema.outcomes, gates_TE, strict=True):
+        order = [int(expert) for expert in np.argsort(-gates_E, kind="stable") if gates_E[expert] > 0]
+        shares[task] = {f"expert {expert + 1}": float(gates_E[expert]) for expert in order}
+    return shares
+
+
 def _groups(columns: Columns) -> dict[tuple[str, str], np.ndarray]:
     """Examples by the value of a feature: (feature, value) → bool [B]."""
     schema: Schema = columns.schema

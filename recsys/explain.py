@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from rich.console import Console
 from rich.markup import escape
 
@@ -27,6 +26,7 @@ from features.errors import InputError
 from features.online import MemoryStore
 from features.schema import Schema
 from recsys import bundle as bundles
+from recsys.experts import heard
 from recsys.inference import Config, Recommender, Request
 
 OTHERS = 16
@@ -51,8 +51,8 @@ class Explained:
     """By task: a probability, or a number in the unit of the log."""
     effects: dict[str, float]
     """Feature → what it adds to the probability of the label, largest first; those that matter."""
-    experts: dict[str, dict[int, float]]
-    """Task → expert, from 1 → its share of what was heard, largest first; empty where there are no experts."""
+    experts: dict[str, dict[str, float]]
+    """As `recsys.experts.heard` tells them; empty where there are no experts."""
 
 
 def served(directory: Path, config: Config) -> Recommender:
@@ -94,18 +94,16 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
         )
     schema = recommender.encoder.schema
     assert request.timestamp is not None, "a request that is explained has a time"
-    histories = [recommender.store.history(request.user_id)]
-    retrieved_1R, score_1R = recommender.retrieve([request], histories)
+    person = recommender.person(request)
+    histories = [person.history]
+    retrieved_1R, score_1R = recommender.retrieve([request], histories, [person.effect])
     there_R = np.isfinite(score_1R[0])
     retrieved_1R = retrieved_1R[:, there_R]
     columns = recommender.encode([request], histories, retrieved_1R, score_1R[:, there_R])
     place = {recommender.item_ids[item]: number for number, item in enumerate(retrieved_1R[0].tolist())}
     shown_K = np.array([place[item.item_id] for item in response.items])
-    with torch.inference_mode():
-        outputs = recommender.bundle.ranker(columns.take(shown_K).batch())
-        predicted_KT = recommender.bundle.predictions(outputs["logits_BT"]).numpy()
+    predicted_KT, gates_KTE = recommender.ranked(columns.take(shown_K).batch())
     effects = _effects(recommender, columns, shown_K, predicted_KT[:, 0])
-    gates_KTE = outputs["gates_BTE"].numpy() if "gates_BTE" in outputs else np.zeros((len(shown_K), 0, 0))
     titles = recommender.bundle.items["title"].to_list() if "title" in recommender.bundle.items.columns else None
     return [
         Explained(
@@ -116,10 +114,7 @@ def explain(recommender: Recommender, request: Request) -> list[Explained]:
             retrieval_place=int(shown_K[k]) + 1,
             predictions=_in_units(predicted_KT[k], schema),
             effects=_largest({name: float(effect_K[k]) for name, effect_K in effects.items()}, TELLING),
-            experts={
-                task: _largest({expert + 1: float(share) for expert, share in enumerate(gates_E)}, 0.0)
-                for task, gates_E in zip(schema.outcomes, gates_KTE[k], strict=False)
-            },
+            experts={} if gates_KTE is None else heard(gates_KTE[k], schema),
         )
         for k, item in enumerate(response.items)
     ]
@@ -206,7 +201,7 @@ def show(user: Any, explained: list[Explained], schema: Schema, console: Console
                 told = ", ".join(f"{_words(name)} ({100 * effect:+.0f} points)" for name, effect in named)
                 console.print(f"   {words}: {told}")
         for task, shares in one.experts.items():
-            heard = ", ".join(f"expert {expert} ({share:.0%})" for expert, share in shares.items())
+            heard = ", ".join(f"{expert} ({share:.0%})" for expert, share in shares.items())
             console.print(f"   asked about {_words(task)}: {heard}")
         console.print()
     console.print(

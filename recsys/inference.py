@@ -1,6 +1,6 @@
 """The Recommender: retrieve → rank → blend, from a bundle and a store, on CPU, in one process.
 
-Evaluation, replay and serving all call it; nothing else turns a history into a feed.
+Evaluation, replay and serving all call it; nothing else turns a history and a taste into a feed.
 B requests, I items of the catalogue, R retrieved for each, K shown.
 """
 
@@ -24,17 +24,22 @@ from features.errors import InputError
 from features.fold import Plan
 from features.instant import Instant
 from features.moment import Asked, Moment, load_snapshot
-from features.online import Event, Id, StateStore
+from features.online import Event, Id, StateStore, now_ms
 from features.schema import RETRIEVED
 from features.settings import Settings
+from features.taste import Taste
 from recsys import bundle as bundles
 from recsys.baselines import popularity
 from recsys.blend import Blend
 from recsys.blend import Config as BlendConfig
 from recsys.bundle import Bundle
+from recsys.experts import heard
 from recsys.index.protocol import Lists
+from recsys.reasons import Reason, reason, speaking
 from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
 from recsys.sources import scores_of
+from recsys.taste import Config as TasteConfig
+from recsys.taste import Effect, Tastes
 
 
 class Config(Settings):
@@ -52,6 +57,8 @@ class Config(Settings):
     """Weight of the log-probability of its path in the score of an item."""
     blend: BlendConfig = BlendConfig()
     """What becomes of what was retrieved and ranked."""
+    taste: TasteConfig = TasteConfig()
+    """What is made of what people say they like and dislike."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Request:
     """Leave out what is in the person's history, for as long as `[recommend.blend] seen_again_after` says."""
     context: Mapping[str, Any] = field(default_factory=dict)
     """Values of the log's context columns."""
+    explain: bool = False
+    """Whether to say of each item why it is there."""
 
 
 def requests_of(questions: pl.DataFrame, context: tuple[str, ...], k: int) -> list[Request]:
@@ -91,6 +100,8 @@ class Recommended:
     propensity: float | None
     """The chance that this item had to be shown at this place, given those above; 1 where nothing is left to chance,
     None where the feed explores at no place."""
+    reason: Reason | None = None
+    """Why it is there, where the request asks for it."""
 
 
 @dataclass(frozen=True)
@@ -99,10 +110,37 @@ class Response:
 
     user_id: Id
     items: tuple[Recommended, ...]
-    source: Literal["model", "popularity"]
-    """`popularity` where nothing is known of the person."""
+    source: Literal["model", "taste", "popularity"]
+    """`taste` where nothing is known but what the person has said; `popularity` where not even that is."""
     latency_ms: dict[str, float]
     """By stage; for a batch, of the batch."""
+    unknown: tuple[Id, ...] = ()
+    """Candidates that are not in the catalogue."""
+
+
+@dataclass(frozen=True)
+class Similar:
+    """An item that is like another."""
+
+    item_id: Id
+    score: float
+    """Cosine of the retriever's vectors of both."""
+
+
+Outcome = Literal["applied", "ignored", "repeated"]
+"""Of an event: it entered histories and counters; its action is no interaction; one of its id was applied before."""
+
+
+@dataclass(frozen=True)
+class Person:
+    """What is known of who asks."""
+
+    history: Sequence[Event]
+    """What models see: what was done, and what was said to be liked."""
+    taste: Taste
+    effect: Effect | None
+    """What else was said does to the feed; None: nothing was said."""
+    source: Literal["model", "taste", "popularity"]
 
 
 class Recommender:
@@ -123,7 +161,7 @@ class Recommender:
         Raises:
             InputError: the config asks for what the bundle does not have.
         """
-        self.bundle, self.store, self.config, self.rank = bundle, store, config, rank
+        self.bundle, self.store, self.config, self.ranks = bundle, store, config, rank
         self.encoder: Encoder = bundle.encoder
         self.item_ids: list[Id] = [_NO_ITEM, *bundle.items["item_id"].to_list()[1:]]
         self.user_index = {user: index for index, user in enumerate(bundle.users["user_id"].to_list()) if index > 0}
@@ -157,6 +195,10 @@ class Recommender:
                 "take it out"
             )
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
+        self._popular_I = np.argsort(-self.fallback.log_count_I[1:], kind="stable") + 1
+        self.tastes = Tastes(
+            config.taste, bundle.items, self.item_index, lambda: learned.item_vectors_ID.numpy(), self._like()
+        )
 
     def seed(self) -> bool:
         """Fill an empty store with the bundle's snapshot; whether it was empty."""
@@ -172,53 +214,182 @@ class Recommender:
             return []
         clock = _Clock()
         with clock("state"):
-            histories = [self.store.history(request.user_id) for request in requests]
+            people = [self.person(request) for request in requests]
         with clock("retrieve"):
-            retrieved_BR, score_BR = self.retrieve(requests, histories)
-        times_B = _times(requests)
-        prediction_BRT: np.ndarray | None = None
-        if self.rank:
-            with clock("features"):
-                columns = self.encode(requests, histories, retrieved_BR, score_BR)
-            with clock("rank"):
-                prediction_BRT = self.predictions(columns.batch(together=retrieved_BR.shape[1])).reshape(
-                    *retrieved_BR.shape, -1
+            retrieved_BR, score_BR = self.retrieve(
+                requests, [person.history for person in people], [person.effect for person in people]
+            )
+        value_BR, prediction_BRT, gates_BRTE = self._valued(requests, people, retrieved_BR, score_BR, clock)
+        with clock("blend"):
+            users, longest = [request.user_id for request in requests], max(request.k for request in requests)
+            places = self.blend.fill(value_BR, retrieved_BR, users, _times(requests), longest)
+        responses: list[Response] = []
+        for b, (request, person) in enumerate(zip(requests, people, strict=True)):
+            shown_K = places.candidates_BK[b, : request.k]
+            shown_K = shown_K[shown_K >= 0]
+            reasons: Sequence[Reason | None] = [None] * len(shown_K)
+            if request.explain:
+                with clock("reasons"):
+                    gates_KTE = None if gates_BRTE is None else gates_BRTE[b, shown_K]
+                    reasons = self._reasons(request, person, retrieved_BR[b, shown_K], gates_KTE)
+            items = tuple(
+                Recommended(
+                    item_id=self.item_ids[retrieved_BR[b, r]],
+                    score=float(value_BR[b, r]),
+                    retrieval_score=float(score_BR[b, r]),
+                    probability=None if prediction_BRT is None else float(prediction_BRT[b, r, 0]),
+                    propensity=None if places.propensities_BK is None else float(places.propensities_BK[b, place]),
+                    reason=reasons[place],
                 )
-        known_B = np.array([any(event.item_id in self.item_index for event in history) for history in histories])
+                for place, r in enumerate(shown_K)
+            )
+            responses.append(Response(request.user_id, items, person.source, clock.milliseconds))
+        return responses
+
+    def rank(self, request: Request, candidates: Sequence[Id]) -> Response:
+        """Every candidate that is known, in the order of its value; what is disliked comes last, what was seen stays.
+
+        Neither `k` nor `exclude_seen` of the request matters, and nothing is capped, kept apart or left to chance.
+        """
+        clock = _Clock()
+        distinct = list(dict.fromkeys(candidates))
+        unknown = tuple(item for item in distinct if item not in self.item_index)
+        index_R = np.array([self.item_index[item] for item in distinct if item in self.item_index], dtype=np.int64)
+        with clock("state"):
+            person = self.person(request)
+        if not len(index_R):
+            return Response(request.user_id, (), person.source, clock.milliseconds, unknown)
+        with clock("retrieve"):
+            free = replace(request, exclude_seen=False)
+            score_R = self.retrieval_scores([free], [person.history])[0, index_R]
+            order_R = np.argsort(-score_R, kind="stable")
+            items_1R, score_1R = index_R[None, order_R], score_R[None, order_R]
+        value_1R, prediction_1RT, gates_1RTE = self._valued([free], [person], items_1R, score_1R, clock)
+        with clock("blend"):
+            hidden_R = np.isin(items_1R[0], [] if person.effect is None else person.effect.hidden)
+            best_R = np.lexsort((-value_1R[0], hidden_R))
+        reasons: Sequence[Reason | None] = [None] * len(best_R)
+        if request.explain:
+            with clock("reasons"):
+                gates_RTE = None if gates_1RTE is None else gates_1RTE[0, best_R]
+                reasons = self._reasons(request, person, items_1R[0, best_R], gates_RTE)
+        items = tuple(
+            Recommended(
+                item_id=self.item_ids[items_1R[0, r]],
+                score=float(value_1R[0, r]),
+                retrieval_score=float(score_1R[0, r]),
+                probability=None if prediction_1RT is None else float(prediction_1RT[0, r, 0]),
+                propensity=None,
+                reason=reasons[place],
+            )
+            for place, r in enumerate(best_R)
+        )
+        return Response(request.user_id, items, person.source, clock.milliseconds, unknown)
+
+    def similar(self, item_id: Id, k: int) -> tuple[Similar, ...]:
+        """The `k` items whose vectors are most like that of one; of equals, the one of the lower index.
+
+        Raises:
+            InputError: there is no such item.
+        """
+        if item_id not in self.item_index:
+            raise InputError(f"item_id = {item_id!r} is not in this model's catalogue; ask for one that is")
+        index, unit_ID = self.item_index[item_id], self.tastes.unit_ID
+        cosine_I = unit_ID @ unit_ID[index]
+        cosine_I[[0, index]] = -np.inf
+        best = np.argsort(-cosine_I, kind="stable")[: min(k, len(cosine_I) - 2)]
+        return tuple(Similar(self.item_ids[item], float(cosine_I[item])) for item in best)
+
+    def popular(self, request: Request) -> Response:
+        """What most people do, whoever asks: for when there is neither time nor a store to ask for more."""
+        clock = _Clock()
+        with clock("popular"):
+            best = self._popular_I[: request.k]
+            because = Reason((), {}, None, "popular") if request.explain else None
+            items = tuple(
+                Recommended(self.item_ids[item], score, score, None, None, because)
+                for item, score in zip(best.tolist(), self.fallback.log_count_I[best].tolist(), strict=True)
+            )
+        return Response(request.user_id, items, "popularity", clock.milliseconds)
+
+    def person(self, request: Request) -> Person:
+        """What is known of who asks."""
+        history, taste = self.store.history(request.user_id), self.store.taste(request.user_id)
+        asked = now_ms() if request.timestamp is None else request.timestamp
+        done = self.tastes.done(history, taste)
+        known = any(event.item_id in self.item_index for event in done)
+        return Person(
+            history=self.tastes.seen(done, taste, asked),
+            taste=taste,
+            effect=self.tastes.effect(taste),
+            source="model" if known else "taste" if taste else "popularity",
+        )
+
+    def _valued(
+        self,
+        requests: Sequence[Request],
+        people: Sequence[Person],
+        items_BR: np.ndarray,
+        score_BR: np.ndarray,
+        clock: "_Clock",
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """The value of each candidate [B, R], and where there is ranking what the ranker expects [B, R, T].
+
+        The third are the gates of its experts where it has some; [B, R, T, E].
+        """
+        histories = [person.history for person in people]
+        prediction_BRT: np.ndarray | None = None
+        gates_BRTE: np.ndarray | None = None
+        if self.ranks:
+            with clock("features"):
+                columns = self.encode(requests, histories, items_BR, score_BR)
+            with clock("rank"):
+                predictions, gates = self.ranked(columns.batch(together=items_BR.shape[1]))
+                prediction_BRT = predictions.reshape(*items_BR.shape, -1)
+                gates_BRTE = None if gates is None else gates.reshape(*items_BR.shape, *gates.shape[1:])
         with clock("blend"):
             value_BR = self.blend.values(score_BR, prediction_BRT)
             if self._of_retriever:
                 # A ranker of what was retrieved has learned from lists of people with a history alone.
+                known_B = np.array([any(event.item_id in self.item_index for event in past) for past in histories])
                 value_BR = np.where(known_B[:, None], value_BR, score_BR)
-            users, longest = [request.user_id for request in requests], max(request.k for request in requests)
-            places = self.blend.fill(value_BR, retrieved_BR, users, times_B, longest)
+            for b, person in enumerate(people):
+                if person.effect is not None:
+                    value_BR[b] += person.effect.shift(items_BR[b])
+        return value_BR, prediction_BRT, gates_BRTE
+
+    def _reasons(
+        self, request: Request, person: Person, items_K: np.ndarray, gates_KTE: np.ndarray | None
+    ) -> list[Reason]:
+        past = self._past([request], [person.history])
+        because: list[list[tuple[int, float]]] = [[] for _ in items_K]
+        if len(past.items_N) and len(items_K):
+            because = speaking(self.scorer, past, items_K)
         return [
-            Response(
-                user_id=request.user_id,
-                items=tuple(
-                    Recommended(
-                        item_id=self.item_ids[retrieved_BR[b, r]],
-                        score=float(value_BR[b, r]),
-                        retrieval_score=float(score_BR[b, r]),
-                        probability=None if prediction_BRT is None else float(prediction_BRT[b, r, 0]),
-                        propensity=None if places.propensities_BK is None else float(places.propensities_BK[b, place]),
-                    )
-                    for place, r in enumerate(places.candidates_BK[b, : request.k])
-                    if r >= 0
-                ),
-                source="model" if known_B[b] else "popularity",
-                latency_ms=clock.milliseconds,
+            reason(
+                [(self.item_ids[item], share) for item, share in because[k]],
+                frozenset(person.taste.liked_items),
+                self.tastes.liked_category(person.taste, int(items_K[k])),
+                {} if gates_KTE is None else heard(gates_KTE[k], self.encoder.schema),
             )
-            for b, request in enumerate(requests)
+            for k in range(len(items_K))
         ]
 
     def retrieve(
-        self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]
+        self,
+        requests: Sequence[Request],
+        histories: Sequence[Sequence[Event]],
+        effects: Sequence[Effect | None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best items of each request, best first, and their scores, −inf where there are no more; [B, R] each."""
+        """The best items of each request, best first, and their scores, −inf where there are no more; [B, R] each.
+
+        Where a taste has an effect, items are the best by what it makes of their scores; the scores are the retriever's
+        own. A tree is searched without it, but for what is hidden: what it has not found is not raised.
+        """
         count = max(self.config.retrieved, *(request.k for request in requests))
+        effects = [None] * len(requests) if effects is None else effects
         if self.searcher is None:
-            return _top(self.retrieval_scores(requests, histories), count)
+            return _top(self.retrieval_scores(requests, histories), count, effects)
         past = self._past(requests, histories)
         known_B = past.lengths_B > 0
         items_BR = np.zeros((len(requests), min(count, len(self.item_ids) - 1)), dtype=np.int64)
@@ -228,12 +399,14 @@ class Recommender:
             hidden_N = self._hidden(requests, past)
             counts_B = np.bincount(past.rows_N[hidden_N], minlength=len(requests))[known_B]
             hidden = Lists(past.items_N[hidden_N], np.concatenate([[0], np.cumsum(counts_B)]))
+            hidden = _joined(hidden, [effects[b] for b in np.flatnonzero(known_B).tolist()])
             found = self.searcher.search(past.users(known_B), items_BR.shape[1], hidden)
             items_BR[known_B], score_BR[known_B] = found.items_Bk, found.scores_Bk
         if not known_B.all():
             strangers = [place for place in range(len(requests)) if not known_B[place]]
             popular = self.retrieval_scores([requests[b] for b in strangers], [histories[b] for b in strangers])
-            items_BR[~known_B], score_BR[~known_B] = _top(popular, items_BR.shape[1])
+            said = [effects[b] for b in strangers]
+            items_BR[~known_B], score_BR[~known_B] = _top(popular, items_BR.shape[1], said)
         return items_BR, score_BR
 
     def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
@@ -310,14 +483,59 @@ class Recommender:
 
     def predictions(self, batch: Batch) -> np.ndarray:
         """The ranker's calibrated predictions for encoded examples, see `recsys.roles.predictions`; float32 [B, T]."""
-        with torch.inference_mode():
-            return self.bundle.predictions(self.bundle.ranker(batch)["logits_BT"]).numpy()
+        return self.ranked(batch)[0]
 
-    def observe(self, events: Sequence[Event]) -> int:
-        """Apply what happened, in order; how many were applied, for actions that are no interactions change nothing."""
+    def ranked(self, batch: Batch) -> tuple[np.ndarray, np.ndarray | None]:
+        """The same, and the gates of the ranker's experts; float32 [B, T, E], None where it has none."""
+        with torch.inference_mode():
+            outputs = self.bundle.ranker(batch)
+            predictions_BT = self.bundle.predictions(outputs["logits_BT"]).numpy()
+            return predictions_BT, outputs["gates_BTE"].numpy() if "gates_BTE" in outputs else None
+
+    def observe(self, events: Sequence[Event]) -> list[Outcome]:
+        """Apply what happened, in order; what became of each."""
         interactions = [self._labelled(event) for event in events if self._is_interaction(event)]
-        self.store.append(interactions, [self.moment.increments(event) for event in interactions])
-        return len(interactions)
+        applied = iter(self.store.append(interactions, [self.moment.increments(event) for event in interactions]))
+        return [
+            "ignored" if not self._is_interaction(event) else "applied" if next(applied) else "repeated"
+            for event in events
+        ]
+
+    def taste(self, user_id: Id) -> Taste:
+        """What a person has said; likes with their times, of which the latest is last."""
+        return self.store.taste(user_id)
+
+    def set_taste(self, user_id: Id, taste: Taste, timestamp: int | None = None) -> Taste:
+        """Keep this in place of what a person has said before: the next feed follows it.
+
+        Args:
+            user_id: who.
+            taste: all that is to be known; what was liked before keeps its time.
+            timestamp: when what is new was said, Unix time, ms; None: now.
+
+        Returns:
+            What is kept.
+
+        Raises:
+            InputError: it names an item or a category that this model does not know, and was not said before.
+        """
+        before = self.store.taste(user_id)
+        self.tastes.require_known(taste, before)
+        after = taste.said_after(before, now_ms() if timestamp is None else timestamp)
+        self.store.set_taste(user_id, after)
+        return after
+
+    def erase(self, user_id: Id) -> bool:
+        """Forget a person: history, taste, and all that is counted by them; whether anything was known.
+
+        What is counted by items, or by what people have in common, stays: it is of nobody.
+        """
+        return self.store.erase(user_id, self.moment.keys_of(user_id, self.store.history(user_id)))
+
+    def _like(self) -> tuple[str, float | None]:
+        """Action and value of the interaction that a liked item counts as."""
+        actions = self.label.actions or sorted(self.history_actions) or list(self.moment.actions)
+        return (actions[0] if actions else ""), self.label.at_least
 
     def _is_interaction(self, event: Event) -> bool:
         return not self.history_actions or event.action in self.history_actions
@@ -340,10 +558,32 @@ def _times(requests: Sequence[Request]) -> np.ndarray:
     return np.array([now if request.timestamp is None else request.timestamp for request in requests], dtype=np.int64)
 
 
-def _top(score_BI: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` columns of each row, best first, and their scores; [B, R] each."""
-    score, index = torch.topk(torch.from_numpy(score_BI), min(count, score_BI.shape[1] - 1), dim=1)
-    return index.numpy(), score.numpy()
+def _top(score_BI: np.ndarray, count: int, effects: Sequence[Effect | None]) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` columns of each row by scores and tastes, best first, and their scores; [B, R] each."""
+    count, shifted_BI = min(count, score_BI.shape[1] - 1), score_BI
+    said = [(b, effect) for b, effect in enumerate(effects) if effect is not None]
+    if said:
+        every_I = np.arange(score_BI.shape[1])
+        for b, effect in said:
+            score_BI[b, effect.hidden] = -np.inf
+        shifted_BI = score_BI.copy()
+        for b, effect in said:
+            shifted_BI[b] += effect.shift(every_I)
+    best, index = torch.topk(torch.from_numpy(shifted_BI), count, dim=1)
+    index_BR = index.numpy()
+    return index_BR, np.take_along_axis(score_BI, index_BR, axis=1) if said else best.numpy()
+
+
+def _joined(hidden: Lists, effects: Sequence[Effect | None]) -> Lists:
+    """What must not be shown of each history, and what its person wants not to see."""
+    if not any(effects):
+        return hidden
+    own = np.split(hidden.items_N, hidden.offsets_B1[1:-1])
+    lists = [
+        items if effect is None else np.union1d(items, effect.hidden)
+        for items, effect in zip(own, effects, strict=True)
+    ]
+    return Lists(np.concatenate(lists), np.cumsum([0, *(len(items) for items in lists)]))
 
 
 class _Clock:
@@ -356,4 +596,5 @@ class _Clock:
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.milliseconds[stage] = (time.perf_counter() - started) * 1000
+        spent = (time.perf_counter() - started) * 1000
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent

@@ -46,7 +46,9 @@ class RecommendResponse(Message):
 
     user_id: int | str
     items: list[FeedItem]
-    source: Literal["model", "popularity"] = Field(description="popularity: nothing is known of the person")
+    source: Literal["model", "taste", "popularity"] = Field(
+        description="taste: nothing is known but what the person has said; popularity: not even that"
+    )
     latency_ms: dict[str, float] = Field(description="by stage, inside the model")
 
 

@@ -25,8 +25,8 @@ async def post_events(posted: EventsRequest, service: Serving) -> EventsResponse
         )
         for event in posted.events
     ]
-    applied = service.recommender.observe(events)
-    return EventsResponse(applied=applied, ignored=len(events) - applied)
+    outcomes = service.recommender.observe(events)
+    return EventsResponse(applied=outcomes.count("applied"), ignored=outcomes.count("ignored"))
 
 
 @router.get("/users/{user_id}/history")
