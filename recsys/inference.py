@@ -29,6 +29,7 @@ from features.schema import RETRIEVED
 from features.settings import Settings
 from features.taste import Taste
 from recsys import bundle as bundles
+from recsys import state
 from recsys.baselines import popularity
 from recsys.blend import Blend
 from recsys.blend import Config as BlendConfig
@@ -201,8 +202,17 @@ class Recommender:
         )
 
     def seed(self) -> bool:
-        """Fill an empty store with the bundle's snapshot; whether it was empty."""
-        return self.store.seed(*load_snapshot(self.bundle.directory))
+        """Fill an empty store with the bundle's snapshot; whether it was empty.
+
+        Raises:
+            InputError: it was filled by a bundle whose counters mean something else.
+        """
+        if self.store.meaning() is None and self.store.seed(
+            *load_snapshot(self.bundle.directory), state.meaning(self.bundle)
+        ):
+            return True
+        state.require_fit(self.bundle, self.store)
+        return False
 
     def recommend(self, request: Request) -> Response:
         """One feed."""
