@@ -11,6 +11,7 @@ import math
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from features.examples import Examples, PartExamples
 from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
-from recsys import checkpoint, distributed
+from recsys import checkpoint, distributed, integrity
 from recsys.calibration import Calibration
 from recsys.data import Place, RankingReader
 from recsys.index.tree import Tree
@@ -141,6 +142,8 @@ def export(
                 model = bundles.load_model(section, schema, managed, directory / role)
                 _calibration(model, ranked, config.valid_rows).save(directory / role, schema)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
+        facts["exported"] = datetime.now(UTC).isoformat(timespec="seconds")
+        facts |= integrity.described(directory, facts)
     return facts["export"]
 
 
