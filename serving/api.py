@@ -1,24 +1,79 @@
-"""The HTTP application of a service: all endpoints, errors as JSON. Needs no Ray."""
+"""The HTTP application of a service: all endpoints behind one gate, every error as one message. Needs no Ray."""
 
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from features import registry
-from features.errors import InputError
-from serving.service import Service
+from features.errors import InputError, StoreError
+from serving.gate import Gate, problem, told_of
+from serving.lane import Overloaded, TooLate
+from serving.protocol import Problem
+from serving.service import NotWritten, Service
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": says}
+    for status, says in {
+        400: "The body is no JSON.",
+        401: "No key, or one that is not known.",
+        403: "The key has not the scope that this needs.",
+        404: "There is no such path.",
+        405: "The path has other methods.",
+        413: "The body is too long; it was not read.",
+        422: "The request cannot be meant: `detail` says which field, and why.",
+        429: "More requests than the key may send; `Retry-After` says when to come again.",
+        503: "Too much waits, or the store cannot be reached; `Retry-After` says when to come again.",
+    }.items()
+}
 
 
 def build(service: Service) -> FastAPI:
     """Every router in `serving/endpoints`, around one service."""
-    app = FastAPI(title="Feedline", version=version("feedline"), summary="A ranked feed for a person.")
+    app = FastAPI(
+        title="Feedline", version=version("feedline"), summary="A ranked feed for a person.", responses=REFUSALS
+    )
     app.state.service = service
     for name in registry.known("serving.endpoints"):
         app.include_router(registry.load("serving.endpoints", name, "endpoint").router)
+    app.add_middleware(Gate, service=service)
 
     @app.exception_handler(InputError)
     async def refuse(request: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=422)
+        return problem(told_of(request), 422, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        return problem(told_of(request), 422, f"{field}: {first['msg']}")
+
+    @app.exception_handler(StarletteHTTPException)
+    async def other(request: Request, error: HTTPException) -> JSONResponse:
+        answer = problem(told_of(request), error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
+        service.metrics.refused.labels(reason="overload").inc()
+        return problem(told_of(request), 503, "too many requests wait; come again later", error.retry_after_s)
+
+    @app.exception_handler(TooLate)
+    async def too_late(request: Request, error: TooLate) -> JSONResponse:
+        service.metrics.refused.labels(reason="deadline").inc()
+        return problem(told_of(request), 503, "not answered before the deadline; come again later", 1)
+
+    @app.exception_handler(StoreError)
+    async def no_store(request: Request, error: StoreError) -> JSONResponse:
+        return problem(told_of(request), 503, f"the store cannot be used, send it again later: {error}", 1)
+
+    @app.exception_handler(NotWritten)
+    async def not_written(request: Request, error: NotWritten) -> JSONResponse:
+        detail = f"the log of events cannot be written ({error}), and nothing was applied; send it again later"
+        return problem(told_of(request), 503, detail, 10)
 
     return app

@@ -19,18 +19,18 @@ from typing import Any
 from pydantic import Field
 
 from features.errors import InputError
-from features.settings import Settings
 from recsys import bundle as bundles
-from recsys import inference
 from recsys.config import RunConfig
 from recsys.config_file import validate
+from serving import service
+from serving.auth import Keys, require_keys
 from serving.store import Config as StoreConfig
 from serving.store import open_store
 
 APPLICATION = "feedline"
 
 
-class Config(Settings):
+class Config(service.Config):
     """The section [serve]."""
 
     host: str = "127.0.0.1"
@@ -41,8 +41,9 @@ class Config(Settings):
     """Processes that answer."""
     cpus: float = Field(default=0.5, gt=0)
     """Cores that Ray reserves for a replica."""
-    max_ongoing_requests: int = Field(default=64, ge=1)
-    """Requests that wait at a replica before the ingress holds further ones back."""
+    max_ongoing_requests: int = Field(default=1000, ge=1)
+    """Requests at a replica before the ingress refuses further ones: far more than the lane lets wait, so that the lane
+    is who says no, at once."""
     store: StoreConfig = StoreConfig()
     """Histories and counters."""
 
@@ -59,9 +60,15 @@ def serve(config: RunConfig, path: Path) -> None:
     _require_schema(config, path, loaded)
     # Opened once here, so that what is wrong with it is said here and not in a replica's log.
     open_store(section.store, config.directory, loaded.config["prepare"]["retain"]).close()
+    require_keys(section.host, section.keys)
+    if section.keys is not None:
+        Keys(config.directory / section.keys)
     require_free(section.host, section.port)
     os.environ.update(_environment())
-    arguments = (str(bundle.resolve()), config.recommend, section.store, str(config.directory.resolve()))
+    directory = config.directory.resolve()
+    requests = service.Config.model_validate({name: getattr(section, name) for name in service.Config.model_fields})
+    figures = str(directory / "metrics" / str(section.port))
+    arguments = (str(bundle.resolve()), config.recommend, section.store, requests, str(directory), figures)
     _until_signal(lambda: _start(section, arguments))
 
 
@@ -128,7 +135,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _start(section: Config, arguments: tuple[str, inference.Config, StoreConfig, str]) -> None:
+def _start(section: Config, arguments: tuple[Any, ...]) -> None:
     import ray
     from ray import serve as ray_serve
 

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 Text = Annotated[StrictStr, Field(max_length=256)]
 Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 Id = Annotated[Number | Text, Field(description="number or text, as in the log")]
+PathId = Annotated[str, Path(max_length=256, description="number or text, as in the log")]
 Timestamp = Annotated[StrictInt, Field(ge=0, le=4_102_444_800_000, description="Unix time, milliseconds")]
 Context = Annotated[
     dict[Text, Text | Number | float | bool | None],
@@ -19,7 +21,7 @@ MOST_CANDIDATES = 1000
 """The most items that one request may have ranked."""
 MOST_EVENTS = 1000
 """The most events of one request."""
-MOST_TASTE = 1000
+MOST_TASTE = 500
 """The most entries of each list of a taste."""
 
 
@@ -257,7 +259,6 @@ class ReloadResponse(Message):
     """What is served after looking for another deployment."""
 
     changed: bool
-    problem: str | None = Field(description="why a deployment that was asked for is not served")
     variants: dict[str, str] = Field(description="model of each variant")
     request_id: str
 
@@ -269,9 +270,7 @@ class Health(Message):
 
 
 class Ready(Message):
-    """Whether feeds are the model's."""
+    """Feeds are the model's."""
 
-    status: Literal["ready", "degraded"]
-    store: str = Field(description="ok, or what is wrong")
+    status: Literal["ready"]
     models: dict[str, str] = Field(description="of each variant")
-    deployment: str = Field(description="ok, or why the deployment that was asked for is not served")

@@ -7,6 +7,7 @@ from typing import Self
 
 from features.online import Event, Id, StateStore
 from recsys import inference
+from recsys.inference import Outcome
 from serving.model import Model
 
 
@@ -48,7 +49,7 @@ class Variants:
         """Those that are asked too, after the response, for logs and metrics alone."""
         return ()
 
-    def observe(self, events: Sequence[Event]) -> int:
+    def observe(self, events: Sequence[Event]) -> list[Outcome]:
         """Apply what happened to the store, once, with what every variant counts."""
         return self.control.model.recommender.observe(events)
 

@@ -1,6 +1,5 @@
 """The HTTP application of a real bundle: parity with the recommender, events that matter at once, clean refusals."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,8 @@ from recsys import bundle as bundles
 from recsys import inference
 from recsys.inference import Recommender, Request
 from recsys.replay.runner import events
-from serving.api import build
-from serving.service import Service
-from serving.store import Config as StoreConfig
 from tests.conftest import FinishedRun
-
-
-@pytest.fixture
-def service(finished_run: FinishedRun, tmp_path: Path) -> Iterator[Service]:
-    bundle = finished_run.directory / "bundle" / "time"
-    made = Service(bundle, inference.Config(), StoreConfig(durable=False), tmp_path)
-    yield made
-    made.recommender.store.close()
-
-
-@pytest.fixture
-def client(service: Service) -> Iterator[TestClient]:
-    with TestClient(build(service)) as opened:
-        yield opened
+from tests.serving.conftest import serving
 
 
 def test_feeds_over_http_equal_the_recommenders_while_events_arrive(
@@ -48,7 +31,7 @@ def test_feeds_over_http_equal_the_recommenders_while_events_arrive(
         assert [item["score"] for item in answer["items"]] == pytest.approx([item.score for item in expected.items])
         assert answer["source"] == expected.source
         message = {name: getattr(event, name) for name in ("user_id", "item_id", "timestamp", "action", "value")}
-        assert client.post("/v1/events", json={"events": [message]}).json() == {"applied": 1, "ignored": 0}
+        assert client.post("/v1/events", json={"events": [message]}).json()["outcomes"] == ["applied"]
         own.observe([event])
 
 
@@ -65,9 +48,9 @@ def test_an_event_leaves_the_feed_and_enters_the_history(client: TestClient) -> 
 
 
 def test_an_impression_is_no_interaction(client: TestClient) -> None:
-    before = client.get("/v1/users/1/history").json()
+    before = client.get("/v1/users/1/history").json()["events"]
     client.post("/v1/events", json={"events": [{"user_id": 1, "item_id": 3, "action": "impression"}]})
-    assert client.get("/v1/users/1/history").json() == before
+    assert client.get("/v1/users/1/history").json()["events"] == before
 
 
 def test_a_stranger_gets_what_is_popular(client: TestClient) -> None:
@@ -86,14 +69,12 @@ def test_chances_travel_with_a_feed_and_a_feed_asked_for_again_is_the_same(
     }
     recommend = inference.Config.model_validate({"blend": blend})
     bundle = finished_run.directory / "bundle" / "time"
-    service = Service(bundle, recommend, StoreConfig(durable=False), tmp_path)
     own = Recommender(bundles.load(bundle), MemoryStore(), recommend)
     own.seed()
-    with TestClient(build(service)) as client:
+    with serving(finished_run, tmp_path, recommend=recommend) as client:
         asked = {"user_id": 1, "k": 8, "timestamp": 1_800_000_000_000}
         items = client.post("/v1/recommend", json=asked).json()["items"]
         assert client.post("/v1/recommend", json=asked).json()["items"] == items
-    service.recommender.store.close()
     assert [place for place, item in enumerate(items, start=1) if item["propensity"] < 1] == [2, 5]
     assert all(1 / 20 <= items[place - 1]["propensity"] <= 1 / 8 for place in (2, 5))
     expected = own.recommend(Request(user_id=1, k=8, timestamp=1_800_000_000_000))
@@ -158,11 +139,14 @@ def test_a_feed_is_never_longer_than_what_is_left(client: TestClient) -> None:
 def test_bad_requests_are_refused(client: TestClient, path: str, body: dict[str, Any]) -> None:
     answer = client.post(path, json=body)
     assert answer.status_code == 422, answer.text
+    assert answer.json().keys() == {"detail", "request_id"}
     assert answer.json()["detail"]
 
 
 def test_the_card_says_what_is_served(client: TestClient, finished_run: FinishedRun) -> None:
-    card = client.get("/v1/model").json()
+    [variant] = client.get("/v1/model").json()["variants"]
+    assert (variant["variant"], variant["shadow"]) == ("control", False)
+    card = variant["card"]
     assert card["run"] == "small"
     assert card["split"] == "time"
     assert client.get("/healthz").json()["status"] == "ok"
