@@ -333,9 +333,17 @@ _FEW = 32
 """Keys that are not worth looking for repetitions among."""
 
 
-def load_snapshot(directory: Path) -> tuple[dict[Id, tuple[Event, ...]], pl.DataFrame]:
-    """What `StateStore.seed` takes, histories and counters, from a split's or bundle's `snapshot/`."""
-    people = pl.read_parquet(directory / "snapshot" / "users.parquet")
+def load_snapshot(
+    directory: Path, users: Sequence[Id] | None = None
+) -> tuple[dict[Id, tuple[Event, ...]], pl.DataFrame]:
+    """What `StateStore.seed` takes, histories and counters, from a split's or bundle's `snapshot/`.
+
+    Args:
+        directory: of the split or bundle.
+        users: whose histories; everybody's if not given.
+    """
+    table = pl.scan_parquet(directory / "snapshot" / "users.parquet")
+    people = (table if users is None else table.filter(pl.col("user_id").is_in(users))).collect()
     if "action" in people.columns:
         people = people.with_columns(pl.col("action").list.eval(pl.element().fill_null("")))
     columns = {

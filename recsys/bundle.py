@@ -1,12 +1,13 @@
 """A bundle: one directory that holds all that answers requests, for one split, memory-mapped on load.
 
 manifest.json                   what it was made from, the fingerprint of its schema, the size of its tables and what
-                                their form costs in quality
+                                their form costs in quality, the checksum of every file: see `recsys.integrity`
 config.json                     the sections of models and recommendation
 schema.json, transforms.json, item_features.arrow, user_features.arrow   the encoder
 items.parquet, users.parquet    the vocabularies, with titles
 actions.json                    the action of each code
 snapshot/                       histories and counters when the test part begins
+smoke.json                      questions, and the answers that were given at export: see `recsys.smoke`
 retriever/, ranker/             a model each
     dense.pt                    all weights but the tables'
     <table's parameter>/        a folder for each table, named as its weight in the model
@@ -92,6 +93,11 @@ def load(directory: Path) -> Bundle:
     facts = manifest.read(directory)
     if facts is None:
         raise InputError(f"{directory}: no bundle here; run `recsys export` first")
+    return load_written(directory, facts)
+
+
+def load_written(directory: Path, facts: dict[str, Any]) -> Bundle:
+    """The same of a directory whose manifest is still to be written."""
     encoder = Encoder.load(directory)
     if facts["schema"] != encoder.schema.fingerprint:
         raise InputError(

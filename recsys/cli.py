@@ -3,6 +3,7 @@
     recsys run configs/quickstart/ml-100k.toml          all stages, skipping what is up to date
     recsys train CONFIG --retriever.train.epochs 3      one stage, a field overridden
     recsys serve CONFIG                                 the server, until Ctrl-C
+    recsys deploy CONFIG                                another bundle into a running server
     recsys plan CONFIG --world-size 64                  where the tables would go, and why
 
 Progress goes to stderr, results to stdout; `--json` prints them as one object. Bad input: one line, exit status 2.
@@ -21,7 +22,9 @@ from recsys.console import quiet
 
 if TYPE_CHECKING:
     from features.pipeline import Engine
+    from recsys.config import RunConfig
     from recsys.stages import Run
+    from serving.config import Config as ServeConfig
 
 VERBS = {
     "run": "prepare, train, export, evaluate, probe if the config asks for it, replay; skips what is up to date",
@@ -33,7 +36,10 @@ VERBS = {
     "explain": "why somebody's feed is what it is: experts and features behind each item",
     "plan": "where the tables would go on so many ranks, and why; or what cluster a model needs",
     "probe": "start the server, ask it for a feed, compare with the recommender's own",
-    "serve": "serve the bundle over HTTP until interrupted",
+    "serve": "serve what is deployed over HTTP until interrupted",
+    "deploy": "verify a bundle and put it into service, for everybody, for a share, or as a shadow",
+    "rollback": "put into service what was deployed before",
+    "manifests": "write a config for `serve deploy` and a manifest for KubeRay",
 }
 
 
@@ -57,6 +63,13 @@ def main(arguments: list[str] | None = None) -> None:
             verb.add_argument("--user", required=True, help="whose feed")
             verb.add_argument("--k", type=int, default=5, help="items of the feed")
             verb.add_argument("--at", type=int, metavar="MS", help="Unix time, ms; the end of the log if not given")
+        if name == "deploy":
+            verb.add_argument("--bundle", type=Path, metavar="DIR", help="another bundle than the run's")
+            verb.add_argument("--variant", metavar="NAME", help="for a share of the people only; needs --share")
+            verb.add_argument("--share", type=float, metavar="0.1", help="which share; 0 ends the variant")
+            verb.add_argument("--shadow", action="store_true", help="asked too, and shown to nobody")
+        if name == "manifests":
+            verb.add_argument("--write", type=Path, required=True, metavar="DIR", help="directory for the two files")
         if name == "plan":
             verb.add_argument("--world-size", type=int, metavar="N", help="ranks; as configured if not given")
             verb.add_argument("--local-world-size", type=int, metavar="M", help="ranks of a host")
@@ -99,9 +112,12 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     if verb != "train" and "TORCHELASTIC_RUN_ID" in os.environ:
         raise InputError(f"torchrun starts processes that train; give it `recsys train`, not `recsys {verb}`")
     config = configs.load(path, overrides)
-    app.check(config, path)
+    section = app.check(config, path)
     if verb == "serve":
         app.serve(config, path)
+        return
+    if verb in ("deploy", "rollback", "manifests"):
+        _serving(known, config, section)
         return
     from recsys.stages import Run
 
@@ -208,6 +224,26 @@ def _print_json(results: dict[str, Any]) -> None:
     """One object on stdout; a number that is none, such as the AUC of a single class, is null."""
     text = json.dumps(results)
     print(json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2))
+
+
+def _serving(known: argparse.Namespace, config: "RunConfig", section: "ServeConfig") -> None:
+    """What is said to servers that run, or are to run elsewhere."""
+    from serving import deploy, manifests
+
+    if known.verb == "manifests":
+        found = manifests.write(config, section, known.write)
+    elif known.verb == "rollback":
+        found = deploy.rollback(config, section)
+    else:
+        found = deploy.deploy(
+            config, section, known.config, known.bundle, known.variant, known.share, shadow=known.shadow
+        )
+    if known.json:
+        _print_json(found)
+    elif known.verb == "manifests":
+        print("\n".join(found["files"]))
+    else:
+        deploy.show(found)
 
 
 def _probe(run: "Run") -> None:

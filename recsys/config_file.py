@@ -32,6 +32,7 @@ def read_toml(path: Path, overrides: list[str]) -> dict[str, Any]:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML: {error}; mend that line") from None
+    tree = _with_run(tree, path)
     words = [word for override in overrides for word in _split(override)]
     if len(words) % 2:
         raise InputError(f"option {words[-1]} has no value; write {words[-1]} VALUE")
@@ -48,6 +49,28 @@ def read_toml(path: Path, overrides: list[str]) -> dict[str, Any]:
                 raise InputError(f"option {name}: '{section}' is no section that can be overridden; edit {path}")
         place[field] = _value(value)
     return tree
+
+
+def _with_run(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A file whose [serve] names a run is that run, with what the file itself says of serving put first."""
+    section = tree.get("serve", {})
+    if "run" not in section:
+        return tree
+    if len(tree) > 1:
+        others = ", ".join(name for name in tree if name != "serve")
+        raise InputError(f"{path}: serve.run names a run, which {others} would be of too; take {others} out")
+    named = path.parent / section["run"]
+    base = read_toml(named, [])
+    own = {name: value for name, value in section.items() if name != "run"}
+    return base | {"serve": _merged(base.get("serve", {}), own)}
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _merged(below[name], value) if isinstance(value, dict) and isinstance(below.get(name), dict) else value
+        for name, value in above.items()
+    }
+    return below | both
 
 
 def check_dataset(tree: dict[str, Any], path: Path) -> tuple[Any, Any]:

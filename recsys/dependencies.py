@@ -53,10 +53,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "train retriever": _TRAINING,
     "candidates": ("recsys/baselines", *(f"recsys/{name}.py" for name in ("candidates", "export", "stored")), *_FEED),
     "train ranker": _TRAINING,
-    "export": (
-        "recsys/index",
-        *(f"recsys/{name}.py" for name in ("bundle", "export", "stored", "calibration", "integrity")),
-    ),
+    "export": (*(f"recsys/{name}.py" for name in ("export", "stored", "calibration", "integrity", "smoke")), *_FEED),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),
     "replay": ("recsys/baselines", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),

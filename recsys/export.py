@@ -32,7 +32,7 @@ from features.examples import Examples, PartExamples
 from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
-from recsys import checkpoint, distributed, integrity
+from recsys import checkpoint, distributed, integrity, smoke
 from recsys.calibration import Calibration
 from recsys.data import Place, RankingReader
 from recsys.index.tree import Tree
@@ -143,6 +143,7 @@ def export(
                 _calibration(model, ranked, config.valid_rows).save(directory / role, schema)
         facts["export"] = {"form": config.tables, **_summary(tables), "quality": quality}
         facts["exported"] = datetime.now(UTC).isoformat(timespec="seconds")
+        smoke.record(bundles.load_written(directory, facts))
         facts |= integrity.described(directory, facts)
     return facts["export"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import InputError
-from features.manifest import fingerprint
+from features.manifest import MANIFEST, fingerprint
 
 FILES, FINGERPRINT, FORMAT = "files", "fingerprint", "format"
 
@@ -23,7 +23,7 @@ def described(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """What the manifest of a directory says of its files.
 
     Args:
-        directory: all its files are written but the manifest.
+        directory: all its files are written but the manifest, which is none of them.
         facts: what its manifest says besides.
 
     Returns:
@@ -33,7 +33,7 @@ def described(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
     files = {
         path.relative_to(directory).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size}
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MANIFEST
     }
     return {FORMAT: PRESENT_FORMAT, FILES: files, FINGERPRINT: _fingerprint(facts, files)}
 

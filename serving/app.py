@@ -16,60 +16,45 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
+from features import manifest
 from features.errors import InputError
-from recsys import bundle as bundles
 from recsys.config import RunConfig
 from recsys.config_file import validate
-from serving import service
+from serving import rollout, verified
 from serving.auth import Keys, require_keys
-from serving.store import Config as StoreConfig
+from serving.config import Arguments, Config
+from serving.deploy import deploy
 from serving.store import open_store
 
 APPLICATION = "feedline"
 
 
-class Config(service.Config):
-    """The section [serve]."""
-
-    host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all. Plain HTTP: put TLS in front."""
-    port: int = Field(default=8000, ge=1, le=65535)
-    """Port to listen on."""
-    replicas: int = Field(default=1, ge=1)
-    """Processes that answer."""
-    cpus: float = Field(default=0.5, gt=0)
-    """Cores that Ray reserves for a replica."""
-    max_ongoing_requests: int = Field(default=1000, ge=1)
-    """Requests at a replica before the ingress refuses further ones: far more than the lane lets wait, so that the lane
-    is who says no, at once."""
-    store: StoreConfig = StoreConfig()
-    """Histories and counters."""
-
-
 def serve(config: RunConfig, path: Path) -> None:
-    """Serve the run's bundle until SIGINT or SIGTERM.
+    """Serve what is deployed of a run until SIGINT or SIGTERM; its bundle is deployed first where nothing is.
 
     Raises:
-        InputError: there is no bundle, the store cannot be opened, or the port is taken.
+        InputError: what is deployed cannot be served, the store cannot be opened, or the port is taken.
     """
     section = check(config, path)
-    bundle = config.directory / "bundle" / config.served_split
-    loaded = bundles.load(bundle)
-    _require_schema(config, path, loaded)
-    # Opened once here, so that what is wrong with it is said here and not in a replica's log.
-    open_store(section.store, config.directory, loaded.config["prepare"]["retain"]).close()
+    folder = config.directory / section.deployments
+    asked = rollout.read(folder)
+    if asked is None:
+        deploy(config, section, path)
+        asked = rollout.read(folder)
+        assert asked is not None
+    else:
+        _say_what_is_newer(config, asked.current.control, path)
+    # Looked at once here, so that what is wrong is said here and not in a replica's log.
+    for part in asked.current.parts:
+        verified.require(folder / part.bundle)
+    open_store(section.store, config.directory, asked.current.retain).close()
     require_keys(section.host, section.keys)
     if section.keys is not None:
         Keys(config.directory / section.keys)
-    require_free(section.host, section.port)
-    os.environ.update(_environment())
-    directory = config.directory.resolve()
-    requests = service.Config.model_validate({name: getattr(section, name) for name in service.Config.model_fields})
-    figures = str(directory / "metrics" / str(section.port))
-    arguments = (str(bundle.resolve()), config.recommend, section.store, requests, str(directory), figures)
-    _until_signal(lambda: _start(section, arguments))
+    if section.address == "local":
+        require_free(section.host, section.port)
+    os.environ.update(environment() | _own_ports())
+    _until_signal(section, lambda: _start(section, arguments(config, section)))
 
 
 def check(config: RunConfig, path: Path) -> Config:
@@ -77,13 +62,18 @@ def check(config: RunConfig, path: Path) -> Config:
     return validate(Config, config.serve, str(path), "serve.")
 
 
-def _require_schema(config: RunConfig, path: Path, bundle: bundles.Bundle) -> None:
-    """Refuse a bundle that was made for other features than the config declares."""
-    schema = bundle.encoder.schema
-    fitted = {spec.name: {"rows": spec.rows, "width": spec.width} for spec in schema.features}
-    declared = tuple(spec.model_copy(update=fitted.get(spec.name, {})) for spec in config.features)
-    own = schema.model_copy(update={"features": declared, "label": config.label})
-    own.require_equal(schema, str(path), str(bundle.directory))
+def arguments(config: RunConfig, section: Config) -> Arguments:
+    """What a replica is told."""
+    return Arguments(run=str(config.directory.resolve()), serve=section)
+
+
+def _say_what_is_newer(config: RunConfig, control: rollout.Part, path: Path) -> None:
+    """Say where the run has another bundle than is served, or its config another [recommend]."""
+    exported = manifest.read(config.directory / "bundle" / config.served_split)
+    newer = exported is not None and exported["fingerprint"] != control.bundle
+    if newer or config.recommend != control.recommend:
+        what = "another bundle" if newer else "another [recommend]"
+        print(f"{path} has {what} than is deployed; `recsys deploy {path}` puts it into service", file=sys.stderr)
 
 
 def require_free(host: str, port: int) -> None:
@@ -119,49 +109,47 @@ _PORTS = range(20_000, 32_768)
 """Above Ray's workers, below the ephemeral ports of Linux."""
 
 
-def _environment() -> dict[str, str]:
-    """Settings that Ray reads when it is imported."""
+def environment() -> dict[str, str]:
+    """Settings that Ray reads when it is imported, on every host."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        # Fixed by default, which would let only one server run on a host.
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
-def _start(section: Config, arguments: tuple[Any, ...]) -> None:
+def _own_ports() -> dict[str, str]:
+    """Ports that are fixed by default, which would let only one server run on a host."""
+    names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT")
+    return {f"RAY_SERVE_{name}": str(free_port()) for name in names}
+
+
+def _start(section: Config, told: Arguments) -> None:
     import ray
     from ray import serve as ray_serve
 
-    from serving.deployments import Replica
+    from serving.deployments import Replica, options
 
+    fewest = section.replicas if section.autoscaling is None else section.autoscaling.min_replicas
     cores = ray.cluster_resources().get("CPU", 0.0)
-    if section.replicas * section.cpus > cores:
+    if fewest * section.cpus > cores:
         raise InputError(
-            f"serve.replicas = {section.replicas} × serve.cpus = {section.cpus} is more than the {cores:g} cores there "
-            "are; lower one"
+            f"{fewest} replicas × serve.cpus = {section.cpus} is more than the {cores:g} cores there are; lower "
+            "serve.cpus or the number of replicas"
         )
     quiet: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
     ray_serve.start(http_options={"host": section.host, "port": section.port}, logging_config=quiet)
-    deployment = Replica.options(
-        num_replicas=section.replicas,
-        ray_actor_options={"num_cpus": section.cpus},
-        max_ongoing_requests=section.max_ongoing_requests,
-    )
-    ray_serve.run(deployment.bind(*arguments), name=APPLICATION, logging_config=quiet)
+    ray_serve.run(Replica.options(**options(section)).bind(told), name=APPLICATION, logging_config=quiet)
     print(
         f"serving on http://{section.host}:{section.port} (docs at /docs); Ctrl-C stops it", file=sys.stderr, flush=True
     )
 
 
-def _until_signal(start: Callable[[], None]) -> None:
-    """Start Ray and `start`, wait for a signal, stop both.
+def _until_signal(section: Config, start: Callable[[], None]) -> None:
+    """Start Ray, or join a cluster's, and `start`; wait for a signal, stop what was started.
 
     Ray's processes live as long as the thread that began them, and its start replaces the handler of SIGTERM: hence
     one thread for all of it, and handlers set twice.
@@ -182,15 +170,17 @@ def _until_signal(start: Callable[[], None]) -> None:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
             if ray.is_initialized():
                 ray_serve.delete(APPLICATION)  # lets requests under way end
-                ray_serve.shutdown()
+                if section.address == "local":  # a cluster may serve others
+                    ray_serve.shutdown()
                 ray.shutdown()
 
     handle_signals()
     with ThreadPoolExecutor(max_workers=1) as thread:
         try:
             print("starting Ray and loading the model, up to a minute …", file=sys.stderr, flush=True)
+            own: dict[str, Any] = {"include_dashboard": False} if section.address == "local" else {}
             thread.submit(
-                ray.init, address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+                ray.init, address=section.address, log_to_driver=False, logging_level=logging.ERROR, **own
             ).result()
             handle_signals()
             if not stop.is_set():

@@ -1,17 +1,20 @@
-"""The replica: one service and its HTTP application, in a process of its own."""
+"""The replica: one service and its HTTP application, in a process of its own; the application of a Serve config."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve import Application
 
-from recsys import bundle as bundles
-from recsys import inference
+from features.errors import InputError
+from serving import rollout
 from serving.api import build
-from serving.service import Config, Service
-from serving.store import Config as StoreConfig
+from serving.config import Arguments, Config
+from serving.deployed import Deployed
+from serving.service import Service
 from serving.store import open_store
-from serving.variants import Variants
 
 
 @serve.deployment(
@@ -19,34 +22,42 @@ from serving.variants import Variants
 )
 @serve.ingress()
 class Replica:
-    """Answers HTTP with a bundle's feeds."""
+    """Answers HTTP with the feeds of what is deployed."""
 
-    def __init__(
-        self,
-        bundle: str,
-        recommend: inference.Config,
-        store: StoreConfig,
-        requests: Config,
-        directory: str,
-        figures: str,
-    ) -> None:
-        """Open the store and the bundle; an empty store is filled from the bundle's snapshot.
-
-        Args:
-            bundle: directory of the bundle.
-            recommend: how it recommends.
-            store: kind and place of the store.
-            requests: keys, limits, the lane, logs.
-            directory: of the run, where an embedded store is.
-            figures: where the replicas of a host leave their metrics for each other.
-        """
-        # Which histories are kept how long is the bundle's.
-        retain = bundles.load(Path(bundle)).config["prepare"]["retain"]
-        opened = open_store(store, Path(directory), retain)
-        variants = Variants.of_bundle(Path(bundle), opened, recommend)
-        variants.control.model.recommender.seed()
-        self.service = Service(variants, opened, requests, Path(directory), Path(figures))
+    def __init__(self, told: Arguments) -> None:
+        """Open the store and what is deployed, and follow what will be."""
+        logging.getLogger("feedline").setLevel(logging.INFO)
+        directory, section = Path(told.run), told.serve
+        folder = directory / section.deployments
+        asked = rollout.read(folder)
+        if asked is None:
+            raise InputError(f"{folder}: nothing is deployed here; run `recsys deploy` first")
+        store = open_store(section.store, directory, asked.current.retain)
+        variants = Deployed(folder, store)
+        variants.watch(section.watch_s)
+        # Where the replicas of a host leave their metrics for each other.
+        figures = directory / "metrics" / str(section.port)
+        self.service = Service(variants, store, section, directory, figures)
+        self.service.metrics.read(
+            "deployment", "Number of the deployment served, and asked for.", "which", variants.numbers
+        )
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor, so that the application has the service."""
         return build(self.service)
+
+
+def options(section: Config) -> dict[str, Any]:
+    """How Ray runs replicas, in the words of a Serve config."""
+    found: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": section.cpus},
+        "max_ongoing_requests": section.max_ongoing_requests,
+    }
+    if section.autoscaling is None:
+        return found | {"num_replicas": section.replicas}
+    return found | {"autoscaling_config": section.autoscaling.model_dump()}
+
+
+def application(told: Arguments) -> Application:
+    """What `import_path` of a Serve config names; how many replicas, the config's `deployments` say."""
+    return Replica.bind(told)

@@ -248,10 +248,19 @@ class VariantMessage(Message):
     card: dict[str, Any] = Field(description="data, date, metrics, schema, versions")
 
 
+class Deploying(Message):
+    """Which deployment is served, and which is asked for."""
+
+    deployment: dict[str, Any] | None = Field(description="number, made, variants with bundle and share")
+    asked: int = Field(description="number of the deployment that is asked for")
+    problem: str | None = Field(description="why that is not served")
+
+
 class ModelResponse(Message):
     """What is served."""
 
     variants: list[VariantMessage]
+    deployment: Deploying
     request_id: str
 
 
@@ -274,3 +283,4 @@ class Ready(Message):
 
     status: Literal["ready"]
     models: dict[str, str] = Field(description="of each variant")
+    deployment: Deploying

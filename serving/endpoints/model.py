@@ -7,7 +7,7 @@ from fastapi.responses import Response
 
 from serving.gate import ADMIN, READ, Telling
 from serving.metrics import CONTENT_TYPE
-from serving.protocol import Health, ModelResponse, Ready, ReloadResponse, VariantMessage
+from serving.protocol import Deploying, Health, ModelResponse, Ready, ReloadResponse, VariantMessage
 from serving.service import Serving
 
 router = APIRouter(tags=["model"])
@@ -23,6 +23,7 @@ async def model(service: Serving, told: Telling) -> ModelResponse:
             VariantMessage(variant=variant.name, model=variant.model.name, shadow=shadow, card=variant.model.card())
             for variant, shadow in served
         ],
+        deployment=Deploying.model_validate(service.variants.state),
         request_id=told.request_id,
     )
 
@@ -52,6 +53,7 @@ async def readyz(service: Serving) -> Ready:
     return Ready(
         status="ready",
         models={variant.name: variant.model.name for variant in service.variants.all},
+        deployment=Deploying.model_validate(service.variants.state),
     )
 
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from embeddings import optim, sharding
 from embeddings.init import initialise_tables
 from embeddings.quantized import Form, dequantize, quantize, table_names
-from features import manifest
+from features import manifest, pipeline
 from features.encoder import load_schema
 from features.errors import InputError
 from features.online import MemoryStore
@@ -70,8 +70,10 @@ def checkpoints(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def exported(examples: Path, checkpoints: Path, out: Path, **settings: Any) -> dict[str, Any]:
     retriever, ranker = (RETRIEVER, checkpoints / "retriever"), (RANKER, checkpoints / "ranker")
     models = {"retriever": RETRIEVER.model_dump(mode="json"), "ranker": RANKER.model_dump(mode="json")}
-    sections = models | {"tables": {}}
-    return export.export(examples, examples, retriever, ranker, {}, {}, export.Config(**settings), sections, out, {})
+    defaults = {"prepare": pipeline.Config(), "recommend": inference.Config()}
+    sections = models | {"tables": {}} | {name: section.model_dump(mode="json") for name, section in defaults.items()}
+    wanted = export.Config(**settings)
+    return export.export(examples, examples, retriever, ranker, {}, {}, wanted, sections, out, {"has_clock": True})
 
 
 def tables(bundle: Path) -> dict[str, bytes]:
@@ -204,7 +206,7 @@ def trained_bundles(finished_run: FinishedRun, tmp_path_factory: pytest.TempPath
     split = run / "examples" / "time"
     for form in ("fp32", "int8", "int4"):
         wanted = export.Config(tables=form)
-        export.export(split, split, retriever, ranker, {}, {}, wanted, sections, folder / form, {})
+        export.export(split, split, retriever, ranker, {}, {}, wanted, sections, folder / form, {"has_clock": True})
     return {form: folder / form for form in ("fp32", "int8", "int4")}
 
 
