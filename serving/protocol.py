@@ -31,6 +31,11 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
+def _example(**values: Any) -> ConfigDict:
+    """What OpenAPI shows of a request."""
+    return ConfigDict(json_schema_extra={"examples": [values]})
+
+
 class Problem(Message):
     """Every answer that is no success."""
 
@@ -40,6 +45,8 @@ class Problem(Message):
 
 class RecommendRequest(Message):
     """Ask for a feed."""
+
+    model_config = _example(user_id=294, k=3)
 
     user_id: Id
     k: StrictInt = Field(default=20, ge=1, le=MOST_SHOWN, description="length of the feed")
@@ -51,6 +58,8 @@ class RecommendRequest(Message):
 
 class RankRequest(Message):
     """Ask for an order of given items."""
+
+    model_config = _example(user_id=294, candidates=[313, 286, 258])
 
     user_id: Id
     candidates: list[Id] = Field(min_length=1, max_length=MOST_CANDIDATES)
@@ -128,6 +137,8 @@ class RankResponse(RecommendResponse):
 class SimilarRequest(Message):
     """Ask for items like one."""
 
+    model_config = _example(item_id=313, k=3)
+
     item_id: Id
     k: StrictInt = Field(default=20, ge=1, le=MOST_SHOWN)
 
@@ -165,6 +176,10 @@ class EventMessage(Message):
 class EventsRequest(Message):
     """Events of one or more people, in the order they happened."""
 
+    model_config = _example(
+        events=[{"user_id": 294, "item_id": 313, "action": "rating", "value": 5, "event_id": "7f3a"}]
+    )
+
     events: list[EventMessage] = Field(min_length=1, max_length=MOST_EVENTS)
 
 
@@ -198,6 +213,8 @@ class HistoryResponse(Message):
 
 class TasteMessage(Message):
     """What a person says they like and dislike; what is liked cannot be disliked too."""
+
+    model_config = _example(liked_items=[313], disliked_items=[286], liked_categories=["Drama"])
 
     liked_items: list[Id] = Field(default=[], max_length=MOST_TASTE, description="the latest last")
     disliked_items: list[Id] = Field(default=[], max_length=MOST_TASTE, description="never shown")
