@@ -61,7 +61,7 @@ async function told(answer) {
     case 429:
       return `Too many requests at once. Try again ${soon}.`;
     case 503:
-      return `The service is busy or starting. Try again ${soon}.`;
+      return `The service is busy or starting${detail ? ` (${detail})` : ""}. Try again ${soon}.`;
     default:
       if (answer.status < 500 && detail) return `The service refused: ${detail}`;
       return `The service failed (${answer.status})${request ? `; its log tells why under ${request}` : ""}. Try again.`;

@@ -71,9 +71,11 @@ function experts([task, shares], named) {
     "div",
     { class: "experts" },
     el("p", { class: "label" }, head),
-    el("ul", { class: "bars" }, ...heard.map(([name, share]) => bar(name.replaceAll("_", " "), share))),
+    el("ul", { class: "bars" }, ...heard.map(([name, share]) => bar(expert(name), share))),
   );
 }
+
+const expert = (name) => (/^\d+$/.test(name) ? `expert ${name}` : name.replaceAll("_", " "));
 
 function buttons(item, person, act) {
   const side = sideOf(person.taste, "items", item.item_id);

@@ -104,7 +104,7 @@ const acts = {
     change(
       async (one) => {
         const place = one.feed.items.findIndex((each) => each.item_id === item.item_id) + 1;
-        const outcome = await one.see(item, place || null, one.action(models[0]?.card.history_actions ?? []));
+        const outcome = await one.see(item, place || null, one.action(models[0]?.card.actions ?? []));
         return outcome === "ignored" ? "This model does not learn from that action, so nothing has changed." : null;
       },
       `“${item.title}” is in the history now.`,

@@ -45,9 +45,10 @@ export function when(timestamp) {
 export function reason(found, past) {
   if (!found) return ["No reason was given."];
   const sentences = [];
-  if (found.because.length) {
+  const because = found.because.filter(({ share }, place) => !place || share >= TELLING);
+  if (because.length) {
     let before = null;
-    const parts = found.because.map((one) => {
+    const parts = because.map((one) => {
       const event = past.get(String(one.item_id));
       const verb = event ? did(event) : "like";
       const said = [verb === before ? "" : `you ${verb} `, el("cite", {}, one.title), event ? valued(event) : ""];
@@ -60,6 +61,9 @@ export function reason(found, past) {
   if (!sentences.length) sentences.push([NOTHING[found.source] ?? "Chosen by the model."]);
   return sentences.flatMap((sentence, place) => (place ? [" ", ...sentence] : sentence));
 }
+
+/** A share of the score that is smaller is not told. */
+const TELLING = 0.1;
 
 const NOTHING = {
   history: "It fits all that you have chosen so far.",
