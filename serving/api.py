@@ -33,8 +33,14 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def build(service: Service) -> FastAPI:
     """Every router in `serving/endpoints`, around one service."""
+    # FastAPI's own pages of the API load scripts from elsewhere; `endpoints/web.py` has one that does not.
     app = FastAPI(
-        title="Feedline", version=version("feedline"), summary="A ranked feed for a person.", responses=REFUSALS
+        title="Feedline",
+        version=version("feedline"),
+        summary="A ranked feed for a person.",
+        responses=REFUSALS,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.service = service
     for name in registry.known("serving.endpoints"):

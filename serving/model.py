@@ -76,6 +76,7 @@ class Model:
             "items": schema.items,
             "users": schema.users,
             "label": schema.label,
+            "actions": sorted(self.recommender.history_actions) or list(self.recommender.moment.actions),
             "retriever": bundle.config["retriever"]["kind"],
             "ranker": bundle.config["ranker"]["kind"],
             "tables": {name: facts["export"][name] for name in ("form", "bytes", "quality")},

@@ -11,16 +11,17 @@ import httpx
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
-from serving.model import Model
-from serving.variants import Variants
 
 from features.online import MemoryStore
 from recsys import inference
 from serving import keys
 from serving.api import build
+from serving.model import Model
 from serving.service import Config, Service
+from serving.variants import Variants
 from tests.conftest import FinishedRun, require_program
 from tests.integration.test_report import CHROMIUM
+from tests.serving.conftest import PATIENT
 
 PERSON = 1
 HOSTILE = '<img src="x" onerror="document.title=\'owned\'">{item}</li><script>document.title="owned"</script>'
@@ -56,8 +57,7 @@ def variants(finished_run: FinishedRun, store: MemoryStore) -> Variants:
 
 @pytest.fixture(scope="module")
 def address(variants: Variants, store: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    # A deadline that two busy cores keep: what is popular would else be shown now and then.
-    config = Config.model_validate({"demo": True, "lane": {"deadline_ms": 20_000, "wait_ms": 20_000}})
+    config = Config.model_validate({"demo": True, "lane": PATIENT, "log": {"path": "requests.jsonl"}})
     service = Service(variants, store, config, tmp_path_factory.mktemp("service"))
     with listening(service) as found:
         yield found
@@ -288,7 +288,8 @@ def test_a_key_is_asked_for_until_it_is_right(
     visit: Open, variants: Variants, store: MemoryStore, tmp_path: Path
 ) -> None:
     secret = keys.add(tmp_path / "keys.json", "app", ["read"])
-    service = Service(variants, store, Config(keys="keys.json"), tmp_path)
+    config = Config.model_validate({"keys": "keys.json", "lane": PATIENT, "log": {"path": "requests.jsonl"}})
+    service = Service(variants, store, config, tmp_path)
     with listening(service) as address:
         page = visit(f"/#user={PERSON}", at=address, allowed="40[13]")
         field = page.get_by_label("Key of the service")
