@@ -17,7 +17,7 @@ const MOST_EXPERTS = 4;
  */
 export function card(item, place, person, marks, label, act) {
   const id = String(item.item_id);
-  const heading = el("h3", { id: `item-${place}` }, item.title);
+  const heading = el("h2", { id: `item-${place}` }, item.title);
   return el(
     "li",
     { class: marks.fresh.has(id) ? "card fresh" : "card", "data-item": id, "aria-labelledby": heading.id },

@@ -41,7 +41,7 @@ function operation(method, path, described, document) {
       {},
       el("span", { class: `method ${method}` }, method.toUpperCase()),
       el("code", { class: "path" }, path),
-      el("span", { class: "soft" }, described.summary ?? ""),
+      el("span", { class: "soft" }, (described.description ?? described.summary ?? "").split("\n")[0]),
     ),
     inside,
   );
@@ -54,7 +54,6 @@ function detail(method, path, described, document) {
   const schema = answered[0]?.[1].content?.["application/json"]?.schema;
   const refusals = Object.entries(described.responses).filter(([status]) => status >= 300);
   return [
-    described.description ? el("p", {}, described.description) : null,
     parameters.length ? part("Parameters", el("ul", { class: "fields" }, ...parameters.map((one) => parameter(one, document)))) : null,
     body ? part("Body", fields(body, document)) : null,
     schema ? part("Answer", fields(schema, document)) : null,
@@ -71,7 +70,7 @@ const parameter = (one, document) =>
   field(one.name, `${typeOf(one.schema, document)}${one.required ? "" : ", optional"}`, one.description ?? one.schema.description);
 
 function field(name, type, says, inner = null) {
-  return el("li", {}, el("span", {}, el("code", {}, name)), el("span", {}, el("span", { class: "soft" }, type), says ? ` ${says}` : ""), inner);
+  return el("li", {}, el("span", {}, el("code", {}, name)), el("span", {}, says ?? "", el("span", { class: "type" }, type)), inner);
 }
 
 function fields(schema, document) {

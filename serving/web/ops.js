@@ -13,17 +13,25 @@ const EVERY = 2000;
 const STRETCH = 12_000;
 const SPAN = 5 * 60_000;
 const MODEL_EVERY = 10;
+const ROOT = "/v1/";
 
 const rate = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : value.toFixed(value >= 10 ? 0 : value >= 1 ? 1 : 2));
 const share = (value) => `${(value * 100).toFixed(value > 0 && value < 0.1 ? 1 : 0)}%`;
 const seconds = (value) => ms(value * 1000);
 const isFeed = ({ endpoint = "" }) => endpoint === "/v1/recommend" || endpoint === "/v1/rank";
-const isAsked = ({ endpoint = "" }) => endpoint.startsWith("/v1/");
+const isAsked = ({ endpoint = "" }) => endpoint.startsWith(ROOT);
 const total = (values) => [...values.values()].reduce((sum, value) => sum + value, 0);
 
 /** What is plotted: title, how a value is told, and the values of a stretch by name. */
 const PLOTS = [
-  ["Requests a second", rate, (one) => one.rates("feedline_requests_total", "endpoint", isAsked)],
+  [
+    "Requests a second",
+    rate,
+    (one) => {
+      const asked = one.rates("feedline_requests_total", "endpoint", isAsked);
+      return new Map([...asked].map(([endpoint, value]) => [endpoint.slice(ROOT.length), value]));
+    },
+  ],
   [
     "Latency of feeds",
     seconds,

@@ -3,6 +3,7 @@
 import { el, svg } from "./dom.js";
 
 const HEIGHT = 150;
+const FEW = 3;
 const SHORTEST = 60_000;
 const MARGIN = { top: 8, right: 8, bottom: 22, left: 52 };
 
@@ -50,26 +51,32 @@ export class Plot {
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - MARGIN.top);
     const picked = this.at === undefined ? this.points.at(-1) : nearest(this.points, this.at, x);
     const told = this.tell(picked);
+    const shown = this.names.map((name) => this.isTold(name));
     const marks = [
       ...ticks.map((tick) => svg("line", { class: "grid", x1: MARGIN.left, x2: right, y1: y(tick), y2: y(tick) })),
       ...ticks.map((tick) => svg("text", { class: "end", x: MARGIN.left - 6, y: y(tick) + 4 }, tick === 0 ? 0 : this.shown(tick))),
       svg("text", { x: MARGIN.left, y: HEIGHT - 5 }, `${Math.round(span / 60_000)} min ago`),
       svg("text", { class: "end", x: right, y: HEIGHT - 5 }, "now"),
-      ...this.names.map((name, number) => svg("path", { class: `c${colour(number)}`, d: path(this.points, name, x, y) })),
+      ...this.names.map((name, number) => shown[number] && svg("path", { class: `c${colour(number)}`, d: path(this.points, name, x, y) })),
     ];
     if (this.at !== undefined && picked) {
       marks.push(svg("line", { class: "cursor", x1: x(picked.time), x2: x(picked.time), y1: MARGIN.top, y2: bottom }));
     }
-    const label = told.length ? `${this.title}: ${told.map((one) => one.join(" ")).join(", ")}` : `${this.title}: nothing yet`;
+    const now = told.filter((_one, number) => shown[number]).map((one) => one.join(" "));
+    const label = `${this.title}: ${now.length ? now.join(", ") : "nothing yet"}`;
     this.canvas.replaceChildren(
       svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, width, height: HEIGHT, role: "img", "aria-label": label }, ...marks),
     );
-    this.legend.replaceChildren(
-      ...told.map(([name, value], number) =>
-        el("li", {}, el("span", { class: `key c${colour(number)}`, "aria-hidden": "true" }), name ? `${name} ` : "", el("b", {}, value)),
-      ),
+    const keys = told.map(([name, value], number) =>
+      el("li", { hidden: !shown[number] }, el("span", { class: `key c${colour(number)}`, "aria-hidden": "true" }), `${name} `, el("b", {}, value)),
     );
-    if (!told.length) this.legend.append(el("li", { class: "soft" }, "nothing yet"));
+    this.legend.replaceChildren(...keys);
+    if (!now.length) this.legend.append(el("li", { class: "soft" }, "nothing yet"));
+  }
+
+  /** Of many lines, those that lie at nothing all the time are left out. */
+  isTold(name) {
+    return this.names.length <= FEW || this.points.some(({ values }) => values.get(name) > 0);
   }
 
   tell(picked) {
@@ -80,7 +87,7 @@ export class Plot {
   }
 }
 
-const colour = (number) => 1 + (number % 6);
+const colour = (number) => (1 + number) % 7;
 
 /** The line of a name; it is broken where there is no value. */
 function path(points, name, x, y) {

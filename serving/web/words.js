@@ -45,7 +45,7 @@ export function when(timestamp) {
 export function reason(found, past) {
   if (!found) return ["No reason was given."];
   const sentences = [];
-  const because = found.because.filter(({ share }, place) => !place || share >= TELLING);
+  const because = found.because.filter(({ share }) => share >= TELLING * found.because[0].share);
   if (because.length) {
     let before = null;
     const parts = because.map((one) => {
@@ -62,8 +62,8 @@ export function reason(found, past) {
   return sentences.flatMap((sentence, place) => (place ? [" ", ...sentence] : sentence));
 }
 
-/** A share of the score that is smaller is not told. */
-const TELLING = 0.1;
+/** What speaks less than this part of what speaks most is not told. */
+const TELLING = 1 / 3;
 
 const NOTHING = {
   history: "It fits all that you have chosen so far.",

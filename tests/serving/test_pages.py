@@ -103,7 +103,7 @@ def cards(page: Page) -> Locator:
 
 
 def titles(page: Page) -> list[str]:
-    return cards(page).locator("h3").all_inner_texts()
+    return cards(page).locator("h2").all_inner_texts()
 
 
 def asked(address: str, user: int | str, k: int = 12) -> dict[str, Any]:
@@ -155,12 +155,12 @@ def test_what_is_said_changes_the_next_feed_and_can_be_taken_back(visit: Open) -
     after = titles(page)
     assert before[1] not in after
     assert len(after) == 12
-    fresh = cards(page).filter(has=page.get_by_text("New", exact=True)).locator("h3").all_inner_texts()
+    fresh = cards(page).filter(has=page.get_by_text("New", exact=True)).locator("h2").all_inner_texts()
     assert set(fresh) == set(after) - set(before)
     page.get_by_role("button", name="Undo").click()
     expect(page.locator("#said")).to_contain_text("Taken back.")
     assert titles(page) == before
-    seen = cards(page).first.locator("h3").inner_text()
+    seen = cards(page).first.locator("h2").inner_text()
     cards(page).first.get_by_role("button", name="Seen it").click()
     expect(page.locator("#history .history-title").first).to_have_text(seen)
     assert seen not in titles(page)
@@ -225,7 +225,7 @@ def test_all_is_done_by_keyboard(visit: Open, address: str) -> None:
     tab_to(page, page.get_by_role("button", name="Done"))
     page.keyboard.press("Enter")
     expect(page.locator("#feed-title")).to_be_focused()
-    disliked = cards(page).first.locator("h3").inner_text()
+    disliked = cards(page).first.locator("h2").inner_text()
     tab_to(page, cards(page).first.get_by_role("button", name="Dislike"))
     page.keyboard.press("Enter")
     expect(page.locator("#said")).to_contain_text(f"“{disliked}” is not shown")
