@@ -144,7 +144,10 @@ def _start(section: Config, told: Arguments) -> None:
     ray_serve.start(http_options={"host": section.host, "port": section.port}, logging_config=quiet)
     ray_serve.run(Replica.options(**options(section)).bind(told), name=APPLICATION, logging_config=quiet)
     print(
-        f"serving on http://{section.host}:{section.port} (docs at /docs); Ctrl-C stops it", file=sys.stderr, flush=True
+        f"serving on http://{section.host}:{section.port}: a feed to look at; /ops has figures, /docs the API; Ctrl-C "
+        "stops it",
+        file=sys.stderr,
+        flush=True,
     )
 
 

@@ -179,6 +179,7 @@ async function start() {
   await enqueue(async () => {
     models = (await call("GET", "v1/model")).variants.filter((one) => !one.shadow);
   });
+  if (!models.length) return;
   const user = new URLSearchParams(location.hash.slice(1)).get("user");
   if (user) await open(user);
   try {
