@@ -5,6 +5,7 @@
     recsys serve CONFIG                                 the server, until Ctrl-C
     recsys deploy CONFIG                                another bundle into a running server
     recsys plan CONFIG --world-size 64                  where the tables would go, and why
+    recsys replay configs/replay/ml-1m.toml             policies side by side on a log; see recsys.replay.dispatch
 
 Progress goes to stderr, results to stdout; `--json` prints them as one object. Bad input: one line, exit status 2.
 """
@@ -32,7 +33,7 @@ VERBS = {
     "train": "examples → checkpoints",
     "export": "checkpoints → bundle",
     "evaluate": "bundle → quality",
-    "replay": "bundle and the held-out tail of the log → quality in time, latency",
+    "replay": "bundles and a log → quality in time, latency; of a run, or as the config of a replay says",
     "explain": "why somebody's feed is what it is: experts and features behind each item",
     "plan": "where the tables would go on so many ranks, and why; or what cluster a model needs",
     "probe": "start the server, ask it for a feed, compare with the recommender's own",
@@ -74,6 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
             verb.add_argument("--world-size", type=int, metavar="N", help="ranks; as configured if not given")
             verb.add_argument("--local-world-size", type=int, metavar="M", help="ranks of a host")
             verb.add_argument("--device", choices=("cpu", "cuda"), help="of a run's ranks; this machine's if not given")
+        if name == "replay":
+            verb.add_argument("--engine", choices=("local", "ray"), help="what starts the workers: --replay.engine")
+            verb.add_argument("--workers", metavar="N", help="processes that ask for feeds: --replay.workers")
+            verb.add_argument("--through", choices=("process", "http"), help="who is asked: --replay.through")
         if name in ("run", "prepare", "train"):
             verb.add_argument(
                 "--engine",
@@ -105,6 +110,11 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     if verb == "plan":
         _plan(known, overrides)
         return
+    if verb == "replay":
+        named = [(f"--replay.{name}", getattr(known, name)) for name in ("engine", "workers", "through")]
+        overrides = [*overrides, *(word for name, value in named if value is not None for word in (name, value))]
+        if _replayed(path, overrides, as_json=as_json):
+            return
     # torch and torchrec take seconds to import, which a run that is up to date need not wait for.
     from recsys import config as configs
     from serving import app
@@ -185,6 +195,21 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> None:
         _print_json(found)
     else:
         show(found)
+
+
+def _replayed(path: Path, overrides: list[str], *, as_json: bool) -> bool:
+    """Whether the config was that of a replay, not of a run; then what it asks for has been done and shown."""
+    from recsys.replay import dispatch
+
+    if not dispatch.is_replay(path, overrides):
+        return False
+    found = dispatch.run(path, overrides)
+    if as_json:
+        _print_json(found)
+    else:
+        print(found["verdict"])
+        print(f"Report: {found['report']}")
+    return True
 
 
 def _explain(run: "Run", known: argparse.Namespace) -> None:

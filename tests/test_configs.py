@@ -8,6 +8,7 @@ from features.errors import InputError
 from recsys import config as configs
 from recsys import plan
 from recsys.config_file import validate
+from recsys.replay import dispatch
 from serving.app import Config as ServeConfig
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,9 @@ SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
 def test_shipped_config_loads(path: Path) -> None:
     if plan.is_cluster(path, []):
         assert plan.load(path, []).parameters > 0
+        return
+    if dispatch.is_replay(path, []):
+        assert dispatch.load(path, []).directory.name.startswith("replay-")
         return
     loaded = configs.load(path, [])
     validate(ServeConfig, loaded.serve, str(path), "serve.")
