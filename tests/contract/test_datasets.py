@@ -47,6 +47,23 @@ def movielens(place: Path) -> dict[str, Any]:
     return {"release": "1m", "path": place}
 
 
+def openbandit(place: Path) -> dict[str, Any]:
+    log = pl.DataFrame(
+        {
+            "timestamp": [f"2019-11-24 00:00:17.{moment}+00:00" for moment in ("004101", "004101", "004999")],
+            "item_id": [1, 0, 1],
+            "position": [1, 3, 2],
+            "click": [0, 1, 0],
+            "propensity_score": [0.5, 0.25, 0.5],
+            **{f"user_feature_{number}": ["81ce1", "81ce1", f"0{number}"] for number in range(4)},
+            "user-item_affinity_0": [0.0, 0.0, 1.0],
+        }
+    )
+    log.write_parquet(place / "bts_men.parquet")
+    pl.DataFrame({"item_id": [0, 1], "item_feature_0": [-0.5, 0.1]}).write_parquet(place / "item_context_men.parquet")
+    return {"path": place, "campaign": "men", "policy": "bts"}
+
+
 def sequences(place: Path) -> dict[str, Any]:
     (place / "log.txt").write_text("1 10 20 10\n2 20\n")
     (place / "attributes.json").write_text(json.dumps({"10": [1, 2], "20": [2]}))
@@ -65,6 +82,7 @@ def synthetic(place: Path) -> dict[str, Any]:
 SAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "files": files,
     "movielens": movielens,
+    "openbandit": openbandit,
     "sequences": sequences,
     "synthetic": synthetic,
 }
@@ -180,3 +198,29 @@ def test_kuairand() -> None:
     assert events + repeated == 41_828
     assert (users, items) == (664, 9359)
     assert log.quarantine["reason"].unique().to_list() == ["row: repeats an earlier one"]
+
+
+def test_open_bandit() -> None:
+    path = real("obd")
+    for campaign, items in (("all", 80), ("men", 34), ("women", 46)):
+        for policy in ("random", "bts"):
+            log = loaded("openbandit", {"path": path, "campaign": campaign, "policy": policy})
+            assert log.events.height == 10_000
+            assert log.items.height == items
+            given = pl.read_parquet(path / f"{policy}_{campaign}.parquet")
+            assert (log.events["action"] == "click").sum() == given["click"].sum()
+            assert log.events["request_id"].n_unique() == given["timestamp"].n_unique()
+
+
+def test_open_bandit_as_it_is_published(tmp_path: Path) -> None:
+    """The archive's folders of CSV files, whose first column numbers the rows, hold the same log."""
+    fields = openbandit(tmp_path)
+    folder = tmp_path / "archive" / "bts" / "men"
+    folder.mkdir(parents=True)
+    for name, to in (("bts_men", "men"), ("item_context_men", "item_context")):
+        table = pl.read_parquet(tmp_path / f"{name}.parquet").with_row_index("")
+        table.write_csv(folder / f"{to}.csv")
+    same = loaded("openbandit", fields | {"path": tmp_path / "archive"})
+    assert same.events.equals(loaded("openbandit", fields).events)
+    assert same.events["request_id"].to_list() == [0, 0, 1]
+    assert same.events["position"].to_list() == [0, 2, 1]
