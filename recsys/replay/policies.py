@@ -1,0 +1,156 @@
+"""Policies: what answers a request in a replay. A bundle, a bundle's retriever alone, a baseline.
+
+[replay.policies.full]
+run = "configs/ml-1m/time.toml"
+[replay.policies.item_knn]
+baseline = "item_knn"
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import model_validator
+
+from features import manifest
+from features.errors import InputError
+from features.settings import Settings
+from recsys import bundle as bundles
+from recsys import config as configs
+from recsys import inference
+from recsys.bundle import Bundle
+from recsys.evaluate import fit_baselines
+from recsys.replay.in_order import InOrder, TurnStore
+from recsys.scorer import Scorer
+
+
+class Config(Settings):
+    """The section [replay.policies.<name>]."""
+
+    run: Path | None = None
+    """Config of the run whose served bundle answers; None: `replay.run`."""
+    bundle: Path | None = None
+    """A bundle, in place of a run's."""
+    baseline: str | None = None
+    """A file in `recsys/baselines` that answers in place of the bundle's models."""
+    rank: bool = True
+    """Whether what was retrieved is ranked; a baseline's never is."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.run is not None and self.bundle is not None:
+            raise ValueError("run and bundle are both set; one of them says what answers")
+        return self
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy whose files have been found; any process can load it."""
+
+    name: str
+    bundle: Path
+    examples: Path | None
+    """The split that baselines are counted over; None: not known."""
+    recommend: inference.Config
+    baseline: str | None = None
+    settings: Settings | None = None
+    """Of the baseline."""
+    rank: bool = True
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        facts = manifest.read(self.bundle) or {}
+        return {
+            "name": self.name,
+            "bundle": facts.get("key"),
+            "recommend": self.recommend.model_dump(mode="json"),
+            "baseline": [self.baseline, self.settings and self.settings.model_dump(mode="json")],
+            "rank": self.rank,
+        }
+
+    @property
+    def items(self) -> pl.DataFrame:
+        """The bundle's catalogue."""
+        return pl.read_parquet(self.bundle / "items.parquet")
+
+    @property
+    def users(self) -> pl.DataFrame:
+        """Whom the bundle knows."""
+        return pl.read_parquet(self.bundle / "users.parquet")
+
+    @property
+    def snapshot(self) -> Path:
+        """What had happened when its test part began."""
+        return self.bundle / "snapshot"
+
+    def load(self) -> InOrder:
+        """The recommender, its store filled with the bundle's snapshot."""
+        bundle = _bundle(self.bundle)
+        store = TurnStore(retain=bundle.config["prepare"]["retain"])
+        recommender = InOrder(bundle, store, self.recommend, self._scorer(bundle), rank=self.rank)
+        if self.baseline == "popularity":
+            recommender.scorer = recommender.fallback
+        recommender.seed()
+        return recommender
+
+    def _scorer(self, bundle: Bundle) -> Scorer | None:
+        if self.baseline is None or self.settings is None or self.examples is None:
+            return None
+        return fit_baselines(self.examples, bundle.items, {self.baseline: self.settings})[self.baseline]
+
+
+@cache
+def _bundle(directory: Path) -> Bundle:
+    """A process loads each bundle once."""
+    return bundles.load(directory)
+
+
+def find(name: str, config: Config, run: Path | None, path: Path) -> Policy:
+    """Where the files of a policy are.
+
+    Args:
+        name: of the policy.
+        config: its section.
+        run: the run that is asked where the section names none.
+        path: the replay's config, for messages.
+
+    Raises:
+        InputError: there is no such bundle, with the command that makes it; or no such baseline.
+    """
+    field = f"{path}: replay.policies.{name}"
+    if config.bundle is not None:
+        if manifest.read(config.bundle) is None:
+            raise InputError(f"{field}: {config.bundle} holds no bundle; make it with `recsys export`, or name another")
+        sections = manifest.read_json(config.bundle / "config.json")
+        recommend = inference.Config.model_validate(sections["recommend"])
+        if config.baseline not in (None, "popularity"):
+            raise InputError(
+                f"{field}: baseline = {config.baseline!r} is counted over a run's log; set run, not bundle"
+            )
+        return _checked(Policy(name, config.bundle, None, recommend), config, field)
+    run = config.run or run
+    if run is None:
+        raise InputError(f"{field}: neither run nor bundle is set; name one, or set replay.run")
+    of_run = configs.load(run, [])
+    bundle = of_run.directory / "bundle" / of_run.served_split
+    if manifest.read(bundle) is None:
+        raise InputError(f"{field}: {bundle} is not there yet; `recsys run {run}` makes it")
+    examples = of_run.directory / "examples" / of_run.served_split
+    return _checked(Policy(name, bundle, examples, of_run.recommend), config, field, of_run, run)
+
+
+def _checked(
+    policy: Policy, config: Config, field: str, run: configs.RunConfig | None = None, path: Path | None = None
+) -> Policy:
+    if config.baseline is None:
+        return Policy(policy.name, policy.bundle, policy.examples, policy.recommend, rank=config.rank)
+    settings: Settings | None = None
+    if run is not None and path is not None:
+        known = configs.baseline_configs(run, path)
+        if config.baseline not in known:
+            raise InputError(f"{field}: baseline = {config.baseline!r} is none of {', '.join(sorted(known))}")
+        settings = known[config.baseline]
+    return Policy(policy.name, policy.bundle, policy.examples, policy.recommend, config.baseline, settings, rank=False)
