@@ -21,7 +21,7 @@ from recsys.config_file import check_dataset, read_toml, validate
 from recsys.distributed import Config as LaunchConfig
 from recsys.export import Config as ExportConfig
 from recsys.modules import target_attention
-from recsys.replay import runner
+from recsys.replay.settings import Config as ReplayConfig
 from recsys.roles import NEXT, RankerConfig, RetrieverConfig
 
 
@@ -63,7 +63,7 @@ class RunConfig(Settings):
     """Baseline → what its Config has; every file in `recsys/baselines` is measured, set here or not."""
     recommend: inference.Config = inference.Config()
     """Retrieve, rank, blend."""
-    replay: runner.Config = runner.Config()
+    replay: ReplayConfig = ReplayConfig()
     """Replay of the held-out tail."""
     serve: dict[str, Any] = Field(default_factory=dict)
     """The server's section, checked by `serving`."""

@@ -55,7 +55,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "train ranker": _TRAINING,
     "export": (*(f"recsys/{name}.py" for name in ("export", "stored", "calibration", "integrity", "smoke")), *_FEED),
     "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),
-    "replay": ("recsys/baselines", "recsys/replay", *_FEED),
+    "replay": ("recsys/baselines", "recsys/evaluate.py", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
 }
 """Source files whose change makes a stage's result out of date, beside those of the stages before it."""

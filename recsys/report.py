@@ -168,7 +168,7 @@ def _days(days: list[dict[str, Any]]) -> str:
         return ""
     figure, axes = _figure()
     dates = np.array([day["day"] for day in days], dtype="datetime64[D]")
-    for name, colour in (("feed", COLOURS["retriever"]), ("popularity", COLOURS["popularity"])):
+    for name, colour in (("full", COLOURS["retriever"]), ("popularity", COLOURS["popularity"])):
         axes.plot(dates, [day[name]["recall@10"] for day in days], marker=".", color=colour, label=name)
     axes.set(ylabel="recall@10", ylim=(0, None))
     locator = AutoDateLocator()

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from features import manifest, pipeline
 from features.errors import InputError
@@ -34,7 +33,10 @@ from recsys.config_file import check_dataset
 from recsys.console import console
 from recsys.dependencies import OF_SPLITS, SECTIONS, UPSTREAM, environment
 from recsys.logbook import Logbook
-from recsys.replay import runner
+from recsys.replay import logs
+from recsys.replay.dispatch import Progress
+from recsys.replay.kinds import log as replays
+from recsys.replay.policies import Policy
 from recsys.resume import Training
 from recsys.roles import RankerConfig, RetrieverConfig
 from recsys.summary import export_lines
@@ -123,6 +125,9 @@ class Run:
         if "launch" in parts:
             # How often to start again, and how long to wait, change no result.
             parts["launch"] = self.config.launch.nproc
+        if "replay" in parts:
+            # Nor does who asks for the feeds.
+            parts["replay"] = {n: v for n, v in parts["replay"].items() if n not in ("workers", "engine")}
         if stage == "candidates":
             parts["ranker"] = self.config.ranker.holdout
             parts["recommend"] = parts["recommend"] | {"blend": self.config.recommend.blend.seen_again_after}
@@ -243,20 +248,21 @@ class Run:
         self._result("evaluate", work)
 
     def replay(self) -> None:
-        """The served bundle and the tail of its log → quality in time, and latency."""
+        """The served bundle and the tail of its log → quality in time, and latency; popularity beside it."""
         split = self.config.served_split
 
         def work(facts: dict[str, Any]) -> dict[str, Any]:
-            columns = (TextColumn("replay"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-                task = bar.add_task("replay", total=self.config.replay.max_events)
-                return runner.replay(
-                    self.bundle(split),
-                    self.examples(split),
-                    self.config.recommend,
-                    self.config.replay,
-                    lambda done: bar.update(task, completed=done),
-                )
+            full = Policy("full", self.bundle(split), self.examples(split), self.config.recommend)
+            asked = [full, replace(full, name="popularity", baseline="popularity", rank=False)]
+            found = replays.replay(
+                self.config.replay,
+                logs.of_split(self.examples(split)),
+                asked,
+                self.directory / "replay",
+                Progress(console),
+                self.config.run.name,
+            )
+            return {**found["policies"]["full"], "popularity": found["policies"]["popularity"], **found}
 
         self._result("replay", work)
 

@@ -81,6 +81,7 @@ class InOrder(Recommender):
     """A recommender that answers for stretches of a log; its store is a `TurnStore`."""
 
     store: TurnStore
+    _said: dict[str, np.ndarray]
 
     def feeds(self, events: Sequence[Event], requests: Sequence[Request]) -> list[Response]:
         """What each request is shown just before its event; then the events have happened.
@@ -104,9 +105,22 @@ class InOrder(Recommender):
         score_BR: np.ndarray,
     ) -> Columns:
         """The features of each request's candidates at its turn."""
-        found: list[Columns] = []
+        # What the retriever says depends on no counter.
+        said = super().retrieved(requests, histories, items_BR, score_BR) if self._asks_retriever else {}
+        width, found = items_BR.shape[1], list[Columns]()
         for b in range(len(requests)):
             one = slice(b, b + 1)
+            self._said = {name: column[b * width : (b + 1) * width] for name, column in said.items()}
             found.append(super().encode(requests[one], histories[one], items_BR[one], score_BR[one]))
             self.store.turn()
         return Columns.join(found)
+
+    def retrieved(
+        self,
+        requests: Sequence[Request],
+        histories: Sequence[Sequence[Event]],
+        items_BR: np.ndarray,
+        score_BR: np.ndarray,
+    ) -> dict[str, np.ndarray]:
+        """What was found for all of the batch, of the request whose turn it is."""
+        return self._said

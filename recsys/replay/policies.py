@@ -124,33 +124,25 @@ def find(name: str, config: Config, run: Path | None, path: Path) -> Policy:
     if config.bundle is not None:
         if manifest.read(config.bundle) is None:
             raise InputError(f"{field}: {config.bundle} holds no bundle; make it with `recsys export`, or name another")
-        sections = manifest.read_json(config.bundle / "config.json")
-        recommend = inference.Config.model_validate(sections["recommend"])
         if config.baseline not in (None, "popularity"):
             raise InputError(
-                f"{field}: baseline = {config.baseline!r} is counted over a run's log; set run, not bundle"
+                f"{field}: baseline = {config.baseline!r} is counted over a run's log; set run in place of bundle"
             )
-        return _checked(Policy(name, config.bundle, None, recommend), config, field)
+        sections = manifest.read_json(config.bundle / "config.json")
+        recommend = inference.Config.model_validate(sections["recommend"])
+        return Policy(name, config.bundle, None, recommend, config.baseline, rank=_ranks(config))
     run = config.run or run
     if run is None:
         raise InputError(f"{field}: neither run nor bundle is set; name one, or set replay.run")
     of_run = configs.load(run, [])
-    bundle = of_run.directory / "bundle" / of_run.served_split
+    split = of_run.served_split
+    bundle = of_run.directory / "bundle" / split
     if manifest.read(bundle) is None:
         raise InputError(f"{field}: {bundle} is not there yet; `recsys run {run}` makes it")
-    examples = of_run.directory / "examples" / of_run.served_split
-    return _checked(Policy(name, bundle, examples, of_run.recommend), config, field, of_run, run)
+    settings = None if config.baseline is None else configs.baseline_configs(of_run, run)[config.baseline]
+    examples = of_run.directory / "examples" / split
+    return Policy(name, bundle, examples, of_run.recommend, config.baseline, settings, _ranks(config))
 
 
-def _checked(
-    policy: Policy, config: Config, field: str, run: configs.RunConfig | None = None, path: Path | None = None
-) -> Policy:
-    if config.baseline is None:
-        return Policy(policy.name, policy.bundle, policy.examples, policy.recommend, rank=config.rank)
-    settings: Settings | None = None
-    if run is not None and path is not None:
-        known = configs.baseline_configs(run, path)
-        if config.baseline not in known:
-            raise InputError(f"{field}: baseline = {config.baseline!r} is none of {', '.join(sorted(known))}")
-        settings = known[config.baseline]
-    return Policy(policy.name, policy.bundle, policy.examples, policy.recommend, config.baseline, settings, rank=False)
+def _ranks(config: Config) -> bool:
+    return config.rank and config.baseline is None

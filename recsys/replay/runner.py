@@ -36,7 +36,10 @@ STRETCHES = 16
 class Asked(Protocol):
     """Who answers requests and is told events: a recommender of this process, or a server."""
 
-    context_columns: Sequence[str]
+    @property
+    def context_columns(self) -> Sequence[str]:
+        """Columns of the context that its features read."""
+        ...
 
     def feeds(self, events: Sequence[Event], requests: Sequence[Request]) -> list[Response]:
         """What each request is shown just before its event; then the events have happened."""
