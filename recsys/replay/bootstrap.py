@@ -72,10 +72,13 @@ def compared(mean_C: np.ndarray, drawn_RC: np.ndarray) -> Difference:
 
 
 def interval(drawn_RC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Between which `LEVEL` of the resamples lie."""
-    known = np.where(np.isfinite(drawn_RC).all(0), drawn_RC, 0.0)
-    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    some = np.isfinite(drawn_RC).all(0)
+    """Between which `LEVEL` of the resamples lie, of those that have a value; NaN where fewer than half have."""
+    known_RC = np.isfinite(drawn_RC)
+    some = known_RC.mean(0) > 0.5
+    filled = np.where(some, drawn_RC, 0.0)
+    low, high = (np.quantile if known_RC[:, some].all() else np.nanquantile)(
+        filled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0
+    )
     return np.where(some, low, np.nan), np.where(some, high, np.nan)
 
 
