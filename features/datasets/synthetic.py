@@ -82,6 +82,33 @@ class World(LatentWorld):
         if held.height:
             yield held.rechunk()
 
+    def reactions(
+        self, rng: np.random.Generator, preference_RS: Floats
+    ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """What people do with slates, drawn: for each position a place in `ACTIONS`, and the dwell time.
+
+        Args:
+            rng: the draws of clicks come first and are as many as positions, so that slates of one shape share them.
+            preference_RS: of the item at each position, top first; 0 where there is none.
+
+        Returns:
+            int8 `[R, S]`; float32 `[R, S]`, seconds, NaN where nobody clicked.
+        """
+        config, shape_RS = self.config, preference_RS.shape
+        # One draw against falling thresholds: who shares has liked, who likes has clicked.
+        draw_RS = rng.random(shape_RS)
+        click_RS = preference_RS * self.examination(np.arange(shape_RS[1]))
+        like_RS = click_RS * preference_RS * config.like_share
+        action_RS = (draw_RS < click_RS).astype(np.int8)
+        action_RS += draw_RS < like_RS
+        action_RS += draw_RS < like_RS * config.forward_share
+
+        value_RS = np.full(shape_RS, np.nan, np.float32)
+        clicked_N = preference_RS[action_RS > 0]
+        noise_N = DWELL_SPREAD * rng.standard_normal(len(clicked_N))
+        value_RS[action_RS > 0] = config.dwell_seconds * clicked_N * np.exp(noise_N)
+        return action_RS, value_RS
+
     def _blocks(self) -> Iterator[pl.DataFrame]:
         config = self.config
         parts = ceil(config.events / config.days / BLOCK_ROWS)
@@ -131,18 +158,7 @@ class World(LatentWorld):
 
         affinity_RS = np.einsum("rd,rsd->rs", taste_RD, self.vector_ID[item_RS])
         preference_RS = self.click_probability(affinity_RS, item_RS, days_R[:, None])
-        # One draw against falling thresholds: who shares has liked, who likes has clicked.
-        draw_RS = rng.random(shape_RS)
-        click_RS = preference_RS * self.examination(np.arange(config.slate))
-        like_RS = click_RS * preference_RS * config.like_share
-        action_RS = (draw_RS < click_RS).astype(np.int8)
-        action_RS += draw_RS < like_RS
-        action_RS += draw_RS < like_RS * config.forward_share
-
-        value_RS = np.full(shape_RS, np.nan, np.float32)
-        clicked_N = preference_RS[action_RS > 0]
-        noise_N = DWELL_SPREAD * rng.standard_normal(len(clicked_N))
-        value_RS[action_RS > 0] = config.dwell_seconds * clicked_N * np.exp(noise_N)
+        action_RS, value_RS = self.reactions(rng, preference_RS)
 
         ids = np.arange(request_id, request_id + shape_RS[0])
         return pl.DataFrame(
