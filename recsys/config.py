@@ -164,18 +164,31 @@ def load(path: Path, overrides: list[str]) -> RunConfig:
     Raises:
         InputError: with the file, the field, its value and the fix.
     """
-    tree = read_toml(path, overrides)
-    config = validate(RunConfig, tree, str(path), "")
+    return checked(read_toml(path, overrides), path)
+
+
+def checked(tree: dict[str, Any], path: Path, prefix: str = "") -> RunConfig:
+    """A run's config from its sections, with what they name in other files.
+
+    Args:
+        tree: the sections.
+        path: where they come from, for messages.
+        prefix: what stands before a section's name there.
+
+    Raises:
+        InputError: with the file, the field, its value and the fix.
+    """
+    config = validate(RunConfig, tree, str(path), prefix)
     check_dataset(tree, path)
     for role, section in (("retriever", config.retriever), ("ranker", config.ranker)):
-        module = registry.load("recsys.models", section.kind, f"{path}: {role}.kind")
+        module = registry.load("recsys.models", section.kind, f"{path}: {prefix}{role}.kind")
         if role != module.ROLE:
-            raise InputError(f"{path}: {role}.kind = {section.kind!r} is a {module.ROLE}; choose a {role}")
-        model = validate(module.Config, section.model, str(path), f"{role}.model.")
+            raise InputError(f"{path}: {prefix}{role}.kind = {section.kind!r} is a {module.ROLE}; choose a {role}")
+        model = validate(module.Config, section.model, str(path), f"{prefix}{role}.model.")
         longest = getattr(model, "max_history", config.prepare.max_history)
         if longest < config.prepare.max_history:
             raise InputError(
-                f"{path}: {role}.model.max_history = {longest} is less than prepare.max_history = "
+                f"{path}: {prefix}{role}.model.max_history = {longest} is less than prepare.max_history = "
                 f"{config.prepare.max_history}; set both to the same"
             )
     baseline_configs(config, path)

@@ -97,7 +97,7 @@ class World(LatentWorld):
         config, shape_RS = self.config, preference_RS.shape
         # One draw against falling thresholds: who shares has liked, who likes has clicked.
         draw_RS = rng.random(shape_RS)
-        click_RS = preference_RS * self.examination(np.arange(shape_RS[1]))
+        click_RS = preference_RS * self.examination(np.arange(int(shape_RS[1])))
         like_RS = click_RS * preference_RS * config.like_share
         action_RS = (draw_RS < click_RS).astype(np.int8)
         action_RS += draw_RS < like_RS
