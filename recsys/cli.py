@@ -34,6 +34,7 @@ VERBS = {
     "export": "checkpoints → bundle",
     "evaluate": "bundle → quality",
     "replay": "bundles and a log → quality in time, latency; of a run, or as the config of a replay says",
+    "card": "what the system is, for people who are no engineers: from what the stages have left",
     "explain": "why somebody's feed is what it is: experts and features behind each item",
     "plan": "where the tables would go on so many ranks, and why; or what cluster a model needs",
     "probe": "start the server, ask it for a feed, compare with the recommender's own",
@@ -132,6 +133,9 @@ def _do(known: argparse.Namespace, overrides: list[str]) -> None:
     from recsys.stages import Run
 
     run = Run(config, path)
+    if verb == "card":
+        _card(run, as_json=as_json)
+        return
     prepares = verb in ("run", "prepare")
     if prepares and not known.rebuild:
         run.require_same_schema()
@@ -168,6 +172,7 @@ def _train(run: "Run", engine: "Engine", *, fresh: bool) -> None:
 
 def _run(run: "Run", engine: "Engine", overrides: list[str], *, as_json: bool) -> None:
     from recsys import report, summary
+    from recsys.card import page as card
 
     run.train(engine)
     run.export()
@@ -177,6 +182,7 @@ def _run(run: "Run", engine: "Engine", overrides: list[str], *, as_json: bool) -
     run.replay()
     results = run.results()
     page = report.write(run.directory, results)
+    card.write(run)
     summary.remember(run.directory, run.path, overrides, run.finished(), results)
     _show(results, page, run.path, as_json=as_json)
 
@@ -210,6 +216,18 @@ def _replayed(path: Path, overrides: list[str], *, as_json: bool) -> bool:
         print(found["verdict"])
         print(f"Report: {found['report']}")
     return True
+
+
+def _card(run: "Run", *, as_json: bool) -> None:
+    from recsys.card import page
+
+    written, found = page.write(run)
+    if as_json:
+        _print_json(found)
+        return
+    print(f"Card: {written}")
+    for one in found["missing"]:
+        print(f"  missing: {one['what']}; {one['why']}: {one['command']}")
 
 
 def _explain(run: "Run", known: argparse.Namespace) -> None:

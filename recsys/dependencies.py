@@ -45,7 +45,7 @@ _FEED = (
     "recsys/index",
     *(
         f"recsys/{name}.py"
-        for name in ("inference", "blend", "diversity", "bundle", "scorer", "sources", "losses", "metrics")
+        for name in ("inference", "taste", "blend", "diversity", "bundle", "scorer", "sources", "losses", "metrics")
     ),
 )
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -54,8 +54,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "candidates": ("recsys/baselines", *(f"recsys/{name}.py" for name in ("candidates", "export", "stored")), *_FEED),
     "train ranker": _TRAINING,
     "export": (*(f"recsys/{name}.py" for name in ("export", "stored", "calibration", "integrity", "smoke")), *_FEED),
-    "evaluate": ("recsys/baselines", "recsys/evaluate.py", "recsys/evaluate_index.py", "recsys/experts.py", *_FEED),
-    "replay": ("recsys/baselines", "recsys/evaluate.py", "recsys/replay", *_FEED),
+    "evaluate": (
+        "recsys/baselines",
+        *(f"recsys/{name}.py" for name in ("evaluate", "evaluate_index", "groups", "experts")),
+        *_FEED,
+    ),
+    "replay": ("recsys/baselines", "recsys/evaluate.py", "recsys/groups.py", "recsys/replay", *_FEED),
     "probe": ("serving", "recsys/replay", "recsys/baselines", "recsys/cli.py", "recsys/config.py", *_FEED),
 }
 """Source files whose change makes a stage's result out of date, beside those of the stages before it."""

@@ -21,6 +21,7 @@ from features.online import MemoryStore
 from features.schema import Schema
 from features.settings import Settings
 from recsys import bundle as bundles
+from recsys import groups
 from recsys.bundle import Bundle
 from recsys.evaluate_index import evaluate_index
 from recsys.experts import specialities
@@ -55,7 +56,8 @@ def evaluate_retrieval(
         `retrieval`, `system` (after ranking and blend), `baselines.<name>`, each with metrics and `coverage@10`; and
         `popularity`: for each system the share of its lists in ten popularity bands of the catalogue, and of the
         items to find (`actual`). Where the bundle is asked through its tree, `retrieval` is what the tree finds,
-        `exhaustive` the same model's scores of all items, and `index` as in `evaluate_index`.
+        `exhaustive` the same model's scores of all items, and `index` as in `evaluate_index`. `groups`: how
+        well `system` serves each group of people and of items, see `recsys.groups`.
     """
     bundle = bundles.load(directory)
     store = MemoryStore(retain=bundle.config["prepare"]["retain"])
@@ -85,6 +87,9 @@ def evaluate_retrieval(
     found["popularity"]["system"] = band_shares(lists.ravel(), band)
     found["system"] = next_item_metrics(rank) | {f"coverage@{LIST}": coverage(lists, bundle.items.height - 1)}
     found["questions"] = questions.height
+    known = Examples.open(examples).interactions(0, 1)
+    of_questions = groups.question_groups(questions, bundle.users, known, has_clock=bundle.facts["has_clock"])
+    found["groups"] = groups.quality(rank, of_questions)
     if full.searcher is not None:
         report("index")
         found["index"] = evaluate_index(full.searcher, questions.filter(pl.col("item_index") > 0))

@@ -107,6 +107,7 @@ def show(results: dict[str, Any], page: Path, console: Console | None = None) ->
     took = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in results["seconds"].items())
     console.print(f"Time: {took}; peak memory {results['peak_memory_mb'] / 1000:.1f} GB.")
     console.print(f"Report: {page}")
+    console.print(f"System card: {page.with_name('card.html')}")
 
 
 def ranking_tables(results: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, dict[str, float]]]]:
