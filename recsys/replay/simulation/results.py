@@ -86,7 +86,7 @@ def verdict(found: Mapping[str, Any], judged: Sequence[str]) -> str:
     choice = (
         f"the best of both is {best['online']}"
         if best["offline"] == best["online"]
-        else f"the log would choose {best['offline']}, people {best['online']}, which has {lost:.1%} more clicks"
+        else f"the log would choose {best['offline']}, people {best['online']}: that loses {lost:.1%} of clicks"
     )
     return (
         f"The order of {len(judged)} policies by {metric} on the held-out log agrees with their order before simulated "
