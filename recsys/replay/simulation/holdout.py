@@ -16,6 +16,8 @@ import polars as pl
 from features.datasets.synthetic import ACTIONS, World
 from features.examples import PART
 from recsys.inference import Recommender, Request
+from recsys.replay.estimators import slate_iips
+from recsys.replay.estimators._contract import Slates
 from recsys.replay.simulation.population import events_of, shown, together
 
 
@@ -59,7 +61,7 @@ class Judged:
     gain_R: np.ndarray
     """float64: and the same with the discount of their places, 1 / log2(place + 1)."""
     estimate_R: np.ndarray
-    """float64: clicks weighted by how much likelier the policy shows the item at the place, see `weight_RS`."""
+    """float64: independent IPS of lists: clicks times `weight_RS`, whose mean estimates the policy's clicks a feed."""
     weight_RS: np.ndarray
     """float64: 1 / propensity where the policy shows what was logged at that place, else 0."""
 
@@ -108,12 +110,16 @@ def judge(recommender: Recommender, holdout: Holdout) -> Judged:
     feed_RS = np.concatenate(feeds)
     same_RSS = holdout.item_RS[:, :, None] == feed_RS[:, None, :]
     gain_RS = (same_RSS / np.log2(2.0 + np.arange(slate))).sum(2)
-    weight_RS = (holdout.item_RS == feed_RS) / holdout.propensity_RS
+    lists = Slates(
+        reward_RS=holdout.click_RS,
+        propensity_RS=holdout.propensity_RS,
+        target_RS=(holdout.item_RS == feed_RS).astype(np.float64),
+    )
     return Judged(
         feed_RS=feed_RS,
         clicks_R=holdout.click_RS.sum(1),
         found_R=(holdout.click_RS * same_RSS.any(2)).sum(1),
         gain_R=(holdout.click_RS * gain_RS).sum(1),
-        estimate_R=(holdout.click_RS * weight_RS).sum(1),
-        weight_RS=weight_RS,
+        estimate_R=slate_iips.terms(lists, np.inf).value_N,
+        weight_RS=lists.weight_RS,
     )
