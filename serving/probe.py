@@ -60,7 +60,9 @@ def probe(config: RunConfig, resolved: Path, bundle: Path) -> dict[str, Any]:
         port = free_port()
         place = f"http://127.0.0.1:{port}"
         # A store of its own: a probe must not write into people's histories.
-        options = {"host": "127.0.0.1", "port": port, "store.kind": "lmdb", "store.path": scratch}
+        options: dict[str, Any] = {"host": "127.0.0.1", "port": port, "store.kind": "lmdb", "store.path": scratch}
+        # And what is deployed may be another bundle than the one that is judged.
+        options["deployments"] = f"{scratch}/served"
         command = [sys.executable, "-m", "recsys.cli", "serve", str(resolved)]
         command += [word for name, value in options.items() for word in (f"--serve.{name}", str(value))]
         started = time.perf_counter()
