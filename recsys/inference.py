@@ -371,7 +371,7 @@ class Recommender:
     def _reasons(
         self, request: Request, person: Person, items_K: np.ndarray, gates_KTE: np.ndarray | None
     ) -> list[Reason]:
-        past = self._past([request], [person.history])
+        past = self.past([request], [person.history])
         because: list[list[tuple[int, float]]] = [[] for _ in items_K]
         if len(past.items_N) and len(items_K):
             because = speaking(self.scorer, past, items_K)
@@ -400,7 +400,7 @@ class Recommender:
         effects = [None] * len(requests) if effects is None else effects
         if self.searcher is None:
             return _top(self.retrieval_scores(requests, histories), count, effects)
-        past = self._past(requests, histories)
+        past = self.past(requests, histories)
         known_B = past.lengths_B > 0
         items_BR = np.zeros((len(requests), min(count, len(self.item_ids) - 1)), dtype=np.int64)
         score_BR = np.full(items_BR.shape, -np.inf, dtype=np.float32)
@@ -421,7 +421,7 @@ class Recommender:
 
     def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
         """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is hidden."""
-        past = self._past(requests, histories)
+        past = self.past(requests, histories)
         score_BI = np.array(self.scorer.scores(past))
         stranger_B = past.lengths_B == 0
         score_BI[stranger_B] = self.fallback.log_count_I
@@ -457,7 +457,7 @@ class Recommender:
         """Columns `retrieved.…`: of candidates as `retrieve` gives them float64 [B · R], of requests float32 [B, D]."""
         if not columns:
             return {}
-        past = self._past(requests, histories)
+        past = self.past(requests, histories)
         makers: dict[str, Callable[[], np.ndarray]] = {
             "score": lambda: np.where(np.isfinite(score_BR), score_BR, 0.0),
             "graph": lambda: self._learned.graph_scores(past, items_BR),
@@ -478,7 +478,7 @@ class Recommender:
             return hidden_N
         return hidden_N & (past.timestamps_N > np.repeat(past.asked_B, past.lengths_B) - self.seen_ms)
 
-    def _past(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> Histories:
+    def past(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> Histories:
         """What of the histories the retriever knows."""
         known = [[event for event in history if event.item_id in self.item_index] for history in histories]
         events = [event for history in known for event in history]

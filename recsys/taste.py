@@ -84,7 +84,7 @@ class Tastes:
             vectors: gives those of the retriever; float32 [I + 1, D].
             like: action and value of the event that a liked item counts as.
         """
-        self.config, self.item_index, self._vectors, self._like = config, item_index, vectors, like
+        self.config, self.item_index, self.like, self._vectors = config, item_index, like, vectors
         self.members: dict[str, np.ndarray] = {}
         """Category → indices of its items, int64."""
         self.of_item: list[tuple[str, ...]] = [()] * items.height
@@ -118,7 +118,7 @@ class Tastes:
     def seen(self, done: Sequence[Event], taste: Taste, asked_ms: int) -> Sequence[Event]:
         """What models see: what was done, and what is liked."""
         times = taste.liked_at or [asked_ms] * len(taste.liked_items)
-        action, value = self._like
+        action, value = self.like
         liked = [
             Event("", item, min(at, asked_ms), action, value, positive=True)
             for item, at in zip(taste.liked_items, times, strict=True)
