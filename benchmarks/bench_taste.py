@@ -1,10 +1,10 @@
 """How good the first feed of a new person is who has chosen three things they like.
 
-    python benchmarks/bench_taste.py                    the run of configs/quickstart/ml-100k.toml, which must be finished
+    python benchmarks/bench_taste.py                 of the finished run of configs/quickstart/ml-100k.toml
     python benchmarks/bench_taste.py --config configs/synthetic/small.toml --run.directory runs
-    python benchmarks/bench_taste.py --quick --json     a small simulated world is prepared and trained first; some minutes
+    python benchmarks/bench_taste.py --quick --json  a small simulated world is prepared and trained first
 
-Of people of the test part of the split by time, the first three items that they liked there stand for their choices, and
+Of people of the test part of the split by time the first three items that they liked there stand for their choices, and
 what they met afterwards is what is looked for. They come with no history: the recommender knows their three choices
 alone, as a taste. Beside it what is popular, and item-kNN from the same three, counted on what came before. All leave
 the three out; all are asked at the moment after the third.
@@ -35,7 +35,7 @@ from recsys.inference import Recommender, Request
 from recsys.stages import Run
 
 CHOICES = 3
-LATER = 5
+LATER = 1
 """Items that somebody must have met after their choices to be asked about."""
 K = 10
 SYSTEMS = ("taste", "item-knn", "popularity")

@@ -186,7 +186,7 @@ def retrieval_ranks(recommender: Recommender, questions: pl.DataFrame) -> tuple[
         histories = [recommender.store.history(request.user_id) for request in requests]
         target_B1 = part["item_index"].to_numpy()[:, None].astype(np.int64)
         if recommender.searcher is None:
-            score_BI = recommender.retrieval_scores(requests, histories)
+            score_BI = recommender.retrieval.scores(requests, histories)
             ranks.append(rank_of(score_BI, target_B1))
             lists.append(_first(score_BI, LIST))
         else:

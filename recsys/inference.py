@@ -5,18 +5,16 @@ B requests, I items of the catalogue, R retrieved for each, K shown.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-import polars as pl
 import torch
 from pydantic import Field
 
 from embeddings.batch import Batch, Columns
-from embeddings.histories import Histories
 from features import pipeline
 from features.counters import milliseconds
 from features.encoder import Encoder
@@ -35,8 +33,15 @@ from recsys.blend import Blend
 from recsys.blend import Config as BlendConfig
 from recsys.bundle import Bundle
 from recsys.experts import heard
-from recsys.index.protocol import Lists
+from recsys.feeds import Outcome as Outcome
+from recsys.feeds import Recommended as Recommended
+from recsys.feeds import Request as Request
+from recsys.feeds import Response as Response
+from recsys.feeds import Similar as Similar
+from recsys.feeds import requests_of as requests_of
+from recsys.feeds import times_of
 from recsys.reasons import Reason, reason, speaking
+from recsys.retrieval import Retrieval
 from recsys.scorer import LearnedScorer, Scorer, TreeSearcher
 from recsys.sources import scores_of
 from recsys.taste import Config as TasteConfig
@@ -60,76 +65,6 @@ class Config(Settings):
     """What becomes of what was retrieved and ranked."""
     taste: TasteConfig = TasteConfig()
     """What is made of what people say they like and dislike."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Ask for a feed."""
-
-    user_id: Id
-    k: int = 20
-    timestamp: int | None = None
-    """Unix time, ms; None: now."""
-    exclude_seen: bool = True
-    """Leave out what is in the person's history, for as long as `[recommend.blend] seen_again_after` says."""
-    context: Mapping[str, Any] = field(default_factory=dict)
-    """Values of the log's context columns."""
-    explain: bool = False
-    """Whether to say of each item why it is there."""
-
-
-def requests_of(questions: pl.DataFrame, context: tuple[str, ...], k: int) -> list[Request]:
-    """Requests for `k` items each, from a table with `user_id, timestamp` and columns of the context."""
-    given = [name for name in context if name in questions.columns]
-    rows = questions.select("user_id", "timestamp", *given).iter_rows(named=True)
-    return [
-        Request(user_id=row["user_id"], timestamp=row["timestamp"], k=k, context={name: row[name] for name in given})
-        for row in rows
-    ]
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """One place of a feed."""
-
-    item_id: Id
-    score: float
-    """The blend's value of the item, by which the feed is ordered where the config asks for nothing else."""
-    retrieval_score: float
-    probability: float | None
-    """The ranker's of its main task; None where there was no ranking."""
-    propensity: float | None
-    """The chance that this item had to be shown at this place, given those above; 1 where nothing is left to chance,
-    None where the feed explores at no place."""
-    reason: Reason | None = None
-    """Why it is there, where the request asks for it."""
-
-
-@dataclass(frozen=True)
-class Response:
-    """A feed."""
-
-    user_id: Id
-    items: tuple[Recommended, ...]
-    source: Literal["model", "taste", "popularity"]
-    """`taste` where nothing is known but what the person has said; `popularity` where not even that is."""
-    latency_ms: dict[str, float]
-    """By stage; for a batch, of the batch."""
-    unknown: tuple[Id, ...] = ()
-    """Candidates that are not in the catalogue."""
-
-
-@dataclass(frozen=True)
-class Similar:
-    """An item that is like another."""
-
-    item_id: Id
-    score: float
-    """Cosine of the retriever's vectors of both."""
-
-
-Outcome = Literal["applied", "ignored", "repeated"]
-"""Of an event: it entered histories and counters; its action is no interaction; one of its id was applied before."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +124,21 @@ class Recommender:
             self.searcher = TreeSearcher(learned, bundle.tree, config.beam, config.budget, config.path_weight)
         self.blend = Blend(config.blend, bundle.items, self.encoder.schema)
         again = config.blend.seen_again_after
-        self.seen_ms = None if again is None else milliseconds(again)
         if again is not None and not bundle.facts["has_clock"]:
             raise InputError(
                 f"{bundle.directory}: recommend.blend.seen_again_after = {again!r}, but the log has no clock; "
                 "take it out"
             )
         self.fallback = popularity.from_counts(bundles.item_counts(bundle))
+        self.retrieval = Retrieval(
+            scorer=self.scorer,
+            searcher=self.searcher,
+            fallback=self.fallback,
+            item_index=self.item_index,
+            actions=self.moment.actions,
+            count=config.retrieved,
+            seen_ms=None if again is None else milliseconds(again),
+        )
         self._popular_I = np.argsort(-self.fallback.log_count_I[1:], kind="stable") + 1
         self.tastes = Tastes(
             config.taste, bundle.items, self.item_index, lambda: learned.item_vectors_ID.numpy(), self._like()
@@ -232,7 +175,7 @@ class Recommender:
         value_BR, prediction_BRT, gates_BRTE = self._valued(requests, people, retrieved_BR, score_BR, clock)
         with clock("blend"):
             users, longest = [request.user_id for request in requests], max(request.k for request in requests)
-            places = self.blend.fill(value_BR, retrieved_BR, users, _times(requests), longest)
+            places = self.blend.fill(value_BR, retrieved_BR, users, times_of(requests), longest)
         responses: list[Response] = []
         for b, (request, person) in enumerate(zip(requests, people, strict=True)):
             shown_K = places.candidates_BK[b, : request.k]
@@ -271,7 +214,7 @@ class Recommender:
             return Response(request.user_id, (), person.source, clock.milliseconds, unknown)
         with clock("retrieve"):
             free = replace(request, exclude_seen=False)
-            score_R = self.retrieval_scores([free], [person.history])[0, index_R]
+            score_R = self.retrieval.scores([free], [person.history])[0, index_R]
             order_R = np.argsort(-score_R, kind="stable")
             items_1R, score_1R = index_R[None, order_R], score_R[None, order_R]
         value_1R, prediction_1RT, gates_1RTE = self._valued([free], [person], items_1R, score_1R, clock)
@@ -371,7 +314,7 @@ class Recommender:
     def _reasons(
         self, request: Request, person: Person, items_K: np.ndarray, gates_KTE: np.ndarray | None
     ) -> list[Reason]:
-        past = self.past([request], [person.history])
+        past = self.retrieval.past([request], [person.history])
         because: list[list[tuple[int, float]]] = [[] for _ in items_K]
         if len(past.items_N) and len(items_K):
             because = speaking(self.scorer, past, items_K)
@@ -391,44 +334,8 @@ class Recommender:
         histories: Sequence[Sequence[Event]],
         effects: Sequence[Effect | None] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best items of each request, best first, and their scores, −inf where there are no more; [B, R] each.
-
-        Where a taste has an effect, items are the best by what it makes of their scores; the scores are the retriever's
-        own. A tree is searched without it, but for what is hidden: what it has not found is not raised.
-        """
-        count = max(self.config.retrieved, *(request.k for request in requests))
-        effects = [None] * len(requests) if effects is None else effects
-        if self.searcher is None:
-            return _top(self.retrieval_scores(requests, histories), count, effects)
-        past = self.past(requests, histories)
-        known_B = past.lengths_B > 0
-        items_BR = np.zeros((len(requests), min(count, len(self.item_ids) - 1)), dtype=np.int64)
-        score_BR = np.full(items_BR.shape, -np.inf, dtype=np.float32)
-        if known_B.any():
-            # Those who are not known have no steps, so that the steps of the others are all there are.
-            hidden_N = self._hidden(requests, past)
-            counts_B = np.bincount(past.rows_N[hidden_N], minlength=len(requests))[known_B]
-            hidden = Lists(past.items_N[hidden_N], np.concatenate([[0], np.cumsum(counts_B)]))
-            hidden = _joined(hidden, [effects[b] for b in np.flatnonzero(known_B).tolist()])
-            found = self.searcher.search(past.users(known_B), items_BR.shape[1], hidden)
-            items_BR[known_B], score_BR[known_B] = found.items_Bk, found.scores_Bk
-        if not known_B.all():
-            strangers = [place for place in range(len(requests)) if not known_B[place]]
-            popular = self.retrieval_scores([requests[b] for b in strangers], [histories[b] for b in strangers])
-            said = [effects[b] for b in strangers]
-            items_BR[~known_B], score_BR[~known_B] = _top(popular, items_BR.shape[1], said)
-        return items_BR, score_BR
-
-    def retrieval_scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
-        """float32 [B, I + 1]; −inf for what must not be shown: column 0, and what was seen where that is hidden."""
-        past = self.past(requests, histories)
-        score_BI = np.array(self.scorer.scores(past))
-        stranger_B = past.lengths_B == 0
-        score_BI[stranger_B] = self.fallback.log_count_I
-        score_BI[:, 0] = -np.inf
-        hidden_N = self._hidden(requests, past)
-        score_BI[past.rows_N[hidden_N], past.items_N[hidden_N]] = -np.inf
-        return score_BI
+        """See `Retrieval.retrieve`; [B, R] each."""
+        return self.retrieval.retrieve(requests, histories, effects)
 
     def encode(
         self,
@@ -440,7 +347,7 @@ class Recommender:
         """The features of candidates as `retrieve` gives them, request by request; B · R rows."""
         asked = [
             Asked(request.user_id, moment, request.context)
-            for request, moment in zip(requests, _times(requests).tolist(), strict=True)
+            for request, moment in zip(requests, times_of(requests).tolist(), strict=True)
         ]
         found = self.retrieved(requests, histories, items_BR, score_BR, self._of_retriever)
         examples = self.instant.encode(asked, histories, items_BR, self.store, found)
@@ -457,7 +364,7 @@ class Recommender:
         """Columns `retrieved.…`: of candidates as `retrieve` gives them float64 [B · R], of requests float32 [B, D]."""
         if not columns:
             return {}
-        past = self.past(requests, histories)
+        past = self.retrieval.past(requests, histories)
         makers: dict[str, Callable[[], np.ndarray]] = {
             "score": lambda: np.where(np.isfinite(score_BR), score_BR, 0.0),
             "graph": lambda: self._learned.graph_scores(past, items_BR),
@@ -470,26 +377,6 @@ class Recommender:
             made = makers[name]() if name in makers else scores_of(self.bundle.sources[name], past, items_BR)
             found[column] = made if name == "user" else made.ravel().astype(np.float64)
         return found
-
-    def _hidden(self, requests: Sequence[Request], past: Histories) -> np.ndarray:
-        """Whether the item of each step must not be shown; bool [N]."""
-        hidden_N = np.repeat([request.exclude_seen for request in requests], past.lengths_B)
-        if self.seen_ms is None:
-            return hidden_N
-        return hidden_N & (past.timestamps_N > np.repeat(past.asked_B, past.lengths_B) - self.seen_ms)
-
-    def past(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> Histories:
-        """What of the histories the retriever knows."""
-        known = [[event for event in history if event.item_id in self.item_index] for history in histories]
-        events = [event for history in known for event in history]
-        actions = self.moment.actions
-        return Histories(
-            items_N=np.array([self.item_index[event.item_id] for event in events], dtype=np.int64),
-            lengths_B=np.array([len(history) for history in known], dtype=np.int64),
-            timestamps_N=np.array([event.timestamp for event in events], dtype=np.int64),
-            actions_N=np.array([actions.get(event.action, -1) for event in events], dtype=np.int16),
-            asked_B=_times(requests),
-        )
 
     def predictions(self, batch: Batch) -> np.ndarray:
         """The ranker's calibrated predictions for encoded examples, see `recsys.roles.predictions`; float32 [B, T]."""
@@ -560,40 +447,6 @@ class Recommender:
 
 _NO_ITEM = ""
 """Stands at index 0, which is never shown; a list is filled up with it where the catalogue is shorter."""
-
-
-def _times(requests: Sequence[Request]) -> np.ndarray:
-    """When each is asked, Unix time in ms; int64 [B]."""
-    now = time.time_ns() // 1_000_000
-    return np.array([now if request.timestamp is None else request.timestamp for request in requests], dtype=np.int64)
-
-
-def _top(score_BI: np.ndarray, count: int, effects: Sequence[Effect | None]) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` columns of each row by scores and tastes, best first, and their scores; [B, R] each."""
-    count, shifted_BI = min(count, score_BI.shape[1] - 1), score_BI
-    said = [(b, effect) for b, effect in enumerate(effects) if effect is not None]
-    if said:
-        every_I = np.arange(score_BI.shape[1])
-        for b, effect in said:
-            score_BI[b, effect.hidden] = -np.inf
-        shifted_BI = score_BI.copy()
-        for b, effect in said:
-            shifted_BI[b] += effect.shift(every_I)
-    best, index = torch.topk(torch.from_numpy(shifted_BI), count, dim=1)
-    index_BR = index.numpy()
-    return index_BR, np.take_along_axis(score_BI, index_BR, axis=1) if said else best.numpy()
-
-
-def _joined(hidden: Lists, effects: Sequence[Effect | None]) -> Lists:
-    """What must not be shown of each history, and what its person wants not to see."""
-    if not any(effects):
-        return hidden
-    own = np.split(hidden.items_N, hidden.offsets_B1[1:-1])
-    lists = [
-        items if effect is None else np.union1d(items, effect.hidden)
-        for items, effect in zip(own, effects, strict=True)
-    ]
-    return Lists(np.concatenate(lists), np.cumsum([0, *(len(items) for items in lists)]))
 
 
 class _Clock:

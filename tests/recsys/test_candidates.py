@@ -148,7 +148,7 @@ def test_what_is_served_is_what_was_learned(trained: Trained):
     column = {name: columns.dense[:, names.index(name)].reshape(items_BR.shape) for name in ("score", "graph", "place")}
     np.testing.assert_array_equal(column["score"], score_BR)
     np.testing.assert_array_equal(column["place"], np.tile(1.0 + np.arange(RETRIEVED), (len(requests), 1)))
-    past = recommender._past(requests, histories)
+    past = recommender.retrieval.past(requests, histories)
     learned = recommender._learned
     with torch.inference_mode():
         asked = learned.ask(past)

@@ -180,10 +180,10 @@ def test_reasons_are_what_the_score_loses(feed: Recommender) -> None:
     history = feed.store.history(user)[-feed.bundle.config["prepare"]["max_history"] :]
     asked = ask(user, exclude_seen=False)
     index_K = [feed.item_index[item.item_id] for item in response.items]
-    whole_K = feed.retrieval_scores([asked], [history])[0, index_K]
+    whole_K = feed.retrieval.scores([asked], [history])[0, index_K]
     lost: dict[object, np.ndarray] = {}
     for place in range(max(0, len(history) - STEPS), len(history)):
-        left = feed.retrieval_scores([asked], [[*history[:place], *history[place + 1 :]]])[0, index_K]
+        left = feed.retrieval.scores([asked], [[*history[:place], *history[place + 1 :]]])[0, index_K]
         lost[history[place].item_id] = lost.get(history[place].item_id, 0) + np.maximum(whole_K - left, 0)
     for k, item in enumerate(response.items):
         assert item.reason is not None
@@ -251,5 +251,5 @@ def test_a_store_is_tied_to_what_its_counters_mean(bundle: Bundle) -> None:
 
 
 def test_one_step_speaks_for_everything(feed: Recommender) -> None:
-    past = feed.past([ask(NEW)], [[Event(NEW, feed.item_ids[9], NOW)]])
+    past = feed.retrieval.past([ask(NEW)], [[Event(NEW, feed.item_ids[9], NOW)]])
     assert speaking(feed.scorer, past, np.array([1, 2])) == [[(9, 1.0)]] * 2
