@@ -14,6 +14,7 @@ from features.errors import StoreError
 from features.online import Event, Id, StateStore
 from features.settings import Settings
 from recsys import inference
+from recsys.bundle import Bundle
 from recsys.inference import Outcome, Recommender
 from serving import events_log as events_logs
 from serving import lane as lanes
@@ -240,8 +241,8 @@ class Service:
 
         return await self.of_store("erase", forget)
 
-    def shown(self, told: Told, answer: Answer) -> None:
-        """Count a feed."""
+    def shown(self, told: Told, answer: Answer, bundle: Bundle | None = None) -> None:
+        """Count an answer; the scores of a feed, whose bundle is given, say whether there is drift."""
         response, metrics = answer.response, self.metrics
         told.fallback = answer.fallback
         told.items = [item.item_id for item in response.items]
@@ -252,7 +253,8 @@ class Service:
         metrics.stages.labels(stage="queue").observe(answer.waited_s)
         for stage, milliseconds in response.latency_ms.items():
             metrics.stages.labels(stage=stage).observe(milliseconds / 1000)
-        self.drift.add(told.model, [item.score for item in response.items])
+        if bundle is not None and response.source == "model":
+            self.drift.add(told.model, bundle, [item.score for item in response.items])
 
     def impressions(self, told: Told, request: inference.Request, answer: Answer) -> None:
         """Write down what was shown, with the chance it had, where [serve.events] asks for it."""
@@ -328,6 +330,7 @@ class Service:
         read("store_up", "Whether the store can be read.", "", lambda: {"": float(self.health.problem is None)})
         read("score_mean", "Of the scores that were shown.", "model", self.drift.means)
         read("score_deviation", "Standard deviation of them.", "model", self.drift.deviations)
+        read("score_psi", "How far they are from the bundle's own; above 0.25: far.", "model", self.drift.indices)
 
 
 def popular_first(recommender: Recommender, request: inference.Request, candidates: Sequence[Id]) -> inference.Response:

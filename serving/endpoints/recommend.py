@@ -48,7 +48,7 @@ async def recommend(
         explain=asked.explain,
     )
     answer = await service.feed(variant, request, service.due(told, deadline_ms))
-    service.shown(told, answer)
+    service.shown(told, answer, variant.model.bundle)
     service.impressions(told, request, answer)
     if service.variants.shadows:
         after.add_task(service.ask_shadows, told, request)
