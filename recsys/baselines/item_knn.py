@@ -45,7 +45,9 @@ class ItemKNN:
         """[B, I + 1]: similarities to the history's items, weighted by recency."""
         shape = (len(histories.lengths_B), self.columns)
         weight_N = (self.decay**histories.steps_back_N).astype(np.float32)
-        weight_BI = csr_array((weight_N, (histories.rows_N, histories.items_N)), shape=shape)
+        # What float32 would lose beside the last step need not be looked up.
+        kept_N = weight_N > np.finfo(np.float32).eps / 16
+        weight_BI = csr_array((weight_N[kept_N], (histories.rows_N[kept_N], histories.items_N[kept_N])), shape=shape)
         by_users = cast("csr_array", weight_BI @ self.similarity_II)
         by_categories = cast("csr_array", weight_BI @ self.category_IC @ self.category_IC.T)
         return (by_users + by_categories).toarray()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import norm
 
 LEVEL = 0.95
 BLOCK = 20_000_000
@@ -54,7 +55,7 @@ class Difference:
     low_C: np.ndarray
     high_C: np.ndarray
     p_C: np.ndarray
-    """Two-sided; at least 2 / (R + 1)."""
+    """Two-sided, by how many standard deviations of the resamples the mean is off 0, which are nearly normal."""
 
 
 def paired(by_user_a: ByUser, by_user_b: ByUser, *, resamples: int = 4000, seed: int = 0) -> Difference:
@@ -66,8 +67,9 @@ def paired(by_user_a: ByUser, by_user_b: ByUser, *, resamples: int = 4000, seed:
 def compared(mean_C: np.ndarray, drawn_RC: np.ndarray) -> Difference:
     """A difference, from the same of every resample."""
     low, high = interval(drawn_RC)
-    below, above = (drawn_RC <= 0).sum(0), (drawn_RC >= 0).sum(0)
-    p = np.minimum(1.0, 2 * (1 + np.minimum(below, above)) / (len(drawn_RC) + 1))
+    spread = np.nanstd(drawn_RC, axis=0)
+    off = np.divide(np.abs(mean_C), spread, out=np.where(mean_C == 0, 0.0, np.inf), where=spread > 0)
+    p = 2 * norm.sf(off)
     return Difference(mean_C, low, high, p)
 
 

@@ -43,7 +43,9 @@ class TurnStore(MemoryStore):
         self._waiting.append([])
 
     def turn(self) -> None:
-        """The counters go past one more event."""
+        """The counters go past one more event of the batch, if there is one."""
+        if not self._waiting:
+            return
         for event, increments in self._waiting.popleft():
             self.behind.append([event], [increments])
 

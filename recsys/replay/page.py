@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from recsys.replay import report
 from recsys.replay.report import Plot, Section, Table
-from recsys.replay.results import MAIN
+from recsys.replay.results import FEWEST, MAIN
 from recsys.replay.runner import SHOWN
 from recsys.replay.settings import Config
 from recsys.replay.world import World
@@ -94,25 +94,20 @@ def _quality(result: dict[str, Any], config: Config) -> Section:
 def _compared(result: dict[str, Any], config: Config) -> Section:
     metrics = [f"recall@{config.k}", f"ndcg@{config.k}", f"mrr@{config.k}"]
     metrics += [name for name in ("diversity", "miscalibration", "novelty") if name in _any(result)]
-    rows, strong = [], set()
+    rows: list[list[str]] = []
+    strong: set[tuple[int, int]] = set()
     for a, others in result["differences"].items():
         for b, found in others.items():
-            for metric in metrics:
-                one = found[metric]
-                if one["real"]:
-                    strong.add((len(rows), 5))
-                between = f"{_signed(one['low'])} to {_signed(one['high'])}"
-                said = "real" if one["real"] else "may be chance"
-                rows.append([f"{a} − {b}", metric, _signed(one["mean"]), between, f"{one['p_corrected']:.4f}", said])
+            strong |= {(len(rows), 1 + place) for place, metric in enumerate(metrics) if found[metric]["real"]}
+            rows.append([f"{a} − {b}", *(_apart(found[metric]) for metric in metrics)])
     number = sum(len(found) for others in result["differences"].values() for found in others.values())
     text = (
-        f"Each resample draws people, the same for both policies, and takes all their events; {config.resamples:,} "
-        f"resamples. p-values are two-sided and corrected by Holm's method for all {number} comparisons of this "
-        f"replay, not only those shown, so that the chance of calling any of them real by mistake is "
-        f"{result['compared']['real_below']:.0%}."
+        "Means of the first policy less those of the second, with 95 % intervals; real ones are blue. Each resample "
+        f"draws people, the same for both, and takes all their events; {config.resamples:,} resamples. p-values are "
+        f"two-sided and corrected by Holm's method for all {number} differences of this replay, not only those shown: "
+        f"the chance of calling any of them real by mistake is {result['compared']['real_below']:.0%}."
     )
-    columns = ("difference", "metric", "mean", "95 % interval", "p, corrected", "verdict")
-    return Section("Which differences are real", (text,), Table(columns, rows, frozenset(strong), frozenset({0, 1, 5})))
+    return Section("Which differences are real", (text,), Table(("difference", *metrics), rows, frozenset(strong)))
 
 
 def _in_time(result: dict[str, Any]) -> Section:
@@ -146,7 +141,7 @@ def _segments(result: dict[str, Any]) -> Section:
 
 def _bars(result: dict[str, Any], segment: dict[str, Any]) -> Figure:
     policies = list(_coloured(result))
-    figure = Figure(figsize=(5.2, 0.7 + 0.13 * len(segment) * (len(policies) + 1)), layout="constrained")
+    figure = Figure(figsize=(5.2, 1.0 + 0.085 * len(segment) * (len(policies) + 1)), layout="constrained")
     axes = figure.subplots()
     names = list(segment)
     height = 0.8 / len(policies)
@@ -163,19 +158,21 @@ def _bars(result: dict[str, Any], segment: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(xlabel=MAIN)
-    axes.legend(frameon=False, fontsize=8)
+    axes.margins(y=0.01)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=len(policies))
     return figure
 
 
 def _gaps(result: dict[str, Any]) -> Section:
     rows = [
-        [by, name, one["best"], one["worst"], f"{one['mean']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}"]
+        [by, name, one["best"], one["worst"], f"{one['mean']:.4f}", _between(one)]
         for by, found in result["gaps"].items()
         for name, one in found.items()
     ]
     text = (
-        f"Between the segment that a policy serves best and the one that it serves worst, in {MAIN}. Both were picked "
-        "after looking, so that a gap whose interval only just leaves 0 out says little."
+        f"Between the segment that a policy serves best and the one that it serves worst, in {MAIN}, of those with at "
+        f"least {FEWEST} people. Both were picked after looking, so that a gap whose interval only just leaves 0 out "
+        "says little."
     )
     columns = ("by", "policy", "best", "worst", "gap", "95 % interval")
     return Section("Gaps", (text,), Table(columns, rows, words=frozenset({0, 1, 2, 3})))
@@ -295,6 +292,14 @@ def _any(result: dict[str, Any]) -> dict[str, Any]:
 
 def _half(interval: dict[str, float]) -> float:
     return (interval["high"] - interval["low"]) / 2
+
+
+def _between(one: dict[str, Any]) -> str:
+    return "–" if np.isnan(one["low"]) else f"{one['low']:.4f} to {one['high']:.4f}"
+
+
+def _apart(one: dict[str, Any]) -> str:
+    return f"{_signed(one['mean'])} [{_signed(one['low'])}, {_signed(one['high'])}]"
 
 
 def _signed(value: float) -> str:

@@ -22,6 +22,7 @@ from recsys import config as configs
 from recsys import inference
 from recsys.bundle import Bundle
 from recsys.evaluate import fit_baselines
+from recsys.inference import Request
 from recsys.replay.in_order import InOrder, TurnStore
 from recsys.scorer import Scorer
 
@@ -94,6 +95,8 @@ class Policy:
         if self.baseline == "popularity":
             recommender.scorer = recommender.fallback
         recommender.seed()
+        # The first request waits for much that later ones find ready.
+        recommender.recommend(Request(user_id=self.users["user_id"][-1], k=1))
         return recommender
 
     def _scorer(self, bundle: Bundle) -> Scorer | None:

@@ -18,6 +18,9 @@ from recsys.replay.world import World
 MAIN = "ndcg@10"
 """The metric of verdict, segments and gaps."""
 
+FEWEST = 10
+"""People of a segment that is compared with others."""
+
 REAL = 0.05
 """A difference is called real where its corrected p-value is below."""
 
@@ -145,7 +148,10 @@ def of_segments(
         if by == "period" or len(segment) < 2:
             continue
         for name in names:
-            ordered = sorted(segment, key=lambda one: segment[one][name][MAIN])
+            enough = [one for one in segment if segment[one]["users"] >= FEWEST]
+            if len(enough) < 2:
+                continue
+            ordered = sorted(enough, key=lambda one: segment[one][name][MAIN])
             best, worst = ordered[-1], ordered[0]
             between = drawn[:, column[by, best, name]] - drawn[:, column[by, worst, name]]
             ends = interval(between[:, None])

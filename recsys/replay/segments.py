@@ -12,7 +12,7 @@ from recsys.replay.world import DAY_MS, World
 MOST_PERIODS = 60
 """Points of a plot in time; a longer log is shown by weeks or months."""
 
-CATEGORIES = 20
+CATEGORIES = 12
 """Categories that are shown."""
 
 ACTIVITY = {"no history": 0, "1 to 9": 1, "10 to 49": 10, "50 to 199": 50, "200 and more": 200}

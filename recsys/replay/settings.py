@@ -16,7 +16,7 @@ class Config(Settings):
     """By how many of a person's next interactions, this one and those after it, a feed is judged."""
     max_events: int | None = Field(default=None, gt=0)
     """Replay only so many of the first events of the tail; None: all."""
-    batch: int = Field(default=64, gt=1)
+    batch: int = Field(default=32, gt=1)
     """Feeds that are scored together, each from what was known just before its event; the first of so many is asked
     for alone, which gives the latencies."""
     workers: int = Field(default=1, gt=0)

@@ -108,7 +108,7 @@ def test_two_processes_that_are_killed_and_one_that_goes_on_show_the_same(
     command = [sys.executable, "-m", "recsys.cli", "replay", str(config), *options, "--workers", "2"]
     parts = tmp_path / "replay-small" / runner.SHOWN
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(parts.glob("*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
