@@ -92,7 +92,7 @@ def _quality(result: dict[str, Any], config: Config) -> Section:
 
 
 def _compared(result: dict[str, Any], config: Config) -> Section:
-    metrics = [f"recall@{config.k}", f"ndcg@{config.k}", f"mrr@{config.k}"]
+    metrics = [f"recall@{config.k}", f"ndcg@{config.k}"]
     metrics += [name for name in ("diversity", "miscalibration", "novelty") if name in _any(result)]
     rows: list[list[str]] = []
     strong: set[tuple[int, int]] = set()
@@ -112,7 +112,7 @@ def _compared(result: dict[str, Any], config: Config) -> Section:
 
 def _in_time(result: dict[str, Any]) -> Section:
     periods = result["segments"]["period"]
-    figure = Figure(figsize=(10.4, 3.2), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     axes = figure.subplots()
     dates = np.array(list(periods), dtype="datetime64[D]")
     for name, colour in _coloured(result):

@@ -257,3 +257,9 @@ def test_mistakes_in_a_config_are_named(config: Path, finished_run: FinishedRun)
     ):
         with pytest.raises(InputError, match=says):
             dispatch.run(config, options)
+
+
+@pytest.mark.slow
+def test_ray_shows_the_same(config: Path, replayed: dict, tmp_path: Path) -> None:
+    dispatch.run(config, ["--replay.directory", str(tmp_path), "--replay.engine", "ray", "--replay.workers", "2"])
+    assert shown(tmp_path / "replay-small").equals(shown(config.parent / "replay-small"))
