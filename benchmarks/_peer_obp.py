@@ -45,7 +45,7 @@ def estimates(given: dict[str, Any]) -> dict[str, float]:
 
     rows = len(given["reward"])
     feedback = {name: given[name] for name in ("reward", "action", "position", "pscore")}
-    feedback |= {"n_rounds": rows, "n_actions": given["target"].shape[1]}
+    feedback |= {"n_rounds": rows, "n_actions": given["target"].shape[1], "context": np.zeros((rows, 1))}
     action_dist = np.ascontiguousarray(given["target"][:, :, None] if given["target"].ndim == 2 else given["target"])
     if "context" in given:
         action_dist = np.tile(given["target"].T[None], (rows, 1, 1))

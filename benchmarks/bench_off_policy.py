@@ -110,10 +110,11 @@ def coverage(seeds: int, requests: int, exploration: float) -> dict[str, dict[st
             "rmse": float(np.sqrt((error**2).mean())),
             "coverage": float(covered.mean()),
             "width": float(width.mean()),
-            "bernstein_coverage": float(bernstein.mean()),
-            "bernstein_width": float(bernstein_width.mean()),
             "effective_share": float(np.mean(effective)),
         }
+        # Some logs of a tuned estimator are not cut at all; an interval that is not always there is not counted.
+        if not np.isnan(bernstein).any():
+            found[name] |= {"bernstein_coverage": bernstein.mean(), "bernstein_width": bernstein_width.mean()}
     return found
 
 
@@ -263,10 +264,11 @@ def show(found: dict[str, Any]) -> None:
         print(f"{scene}; shares of the truth")
         print(f"  {'':14}{'bias':>16}{'spread':>8}{'covers':>8}{'width':>8}{'Bernstein covers':>18}{'width':>8}")
         for name, of in sorted(estimators.items()):
-            print(
-                f"  {name:14}{of['bias']:+8.2%} ±{of['bias_error']:6.2%}{of['spread']:8.2%}{of['coverage']:8.1%}"
-                f"{of['width']:8.1%}{of['bernstein_coverage']:18.1%}{of['bernstein_width']:8.0%}"
-            )
+            line = f"  {name:14}{of['bias']:+8.2%} ±{of['bias_error']:6.2%}{of['spread']:8.2%}{of['coverage']:8.1%}"
+            line += f"{of['width']:8.1%}"
+            if "bernstein_width" in of:
+                line += f"{of['bernstein_coverage']:18.1%}{of['bernstein_width']:8.0%}"
+            print(line)
     for target, questions in found.get("open_bandit", {}).items():
         print(f"Open Bandit, bts is the {target}: mean relative error over six questions")
         for name in PEERS:
