@@ -100,10 +100,11 @@ def dhen_stages(model: Any, batch: Any) -> tuple[Tensor, dict[str, float]]:
         marks.append(time.perf_counter())
         return tensor
 
-    x_BFD = mark(model.vectors(batch))
+    x = model.candidates(batch)
+    marks.append(time.perf_counter())
     for layer in model.interaction_arch:
-        x_BFD = mark(layer(x_BFD))
-    logits_BT = mark(model.over_arch(x_BFD.flatten(1))["logits_BT"])
+        x = mark(layer(x))
+    logits_BT = mark(model.over_arch(x.flatten(1))["logits_BT"])
     names = ["vectors", *(f"layer_{place + 1}" for place in range(len(model.interaction_arch))), "over_arch"]
     return logits_BT, dict(zip(names, (1000 * np.diff(marks)).tolist(), strict=True))
 
@@ -121,13 +122,16 @@ def scoring(requests: int) -> dict[str, Any]:
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in ("dhen", "dhen_default")}
     with torch.inference_mode():
         for name in parts:
-            batch = columns[0].batch()
+            batch = columns[0].batch(together=CANDIDATES)
             torch.testing.assert_close(dhen_stages(models[name], batch)[0], models[name](batch)["logits_BT"])
         # A batch remembers its offsets once it has been asked for them, so each is made anew, as the server does.
-        taken = alternating({"batch": lambda each: each.batch()}, columns, requests)
-        taken |= alternating(work, columns, requests, lambda each: each.batch())
+        taken = alternating({"batch": lambda each: each.batch(together=CANDIDATES)}, columns, requests)
+        taken |= alternating(work, columns, requests, lambda each: each.batch(together=CANDIDATES))
         for name, found in parts.items():
-            found += [dhen_stages(models[name], each.batch())[1] for each in (columns * requests)[:requests]]
+            found += [
+                dhen_stages(models[name], each.batch(together=CANDIDATES))[1]
+                for each in (columns * requests)[:requests]
+            ]
     product = taken.pop("product")
     figures = {
         name: {"dense_parameters": sum(weight.numel() for weight in models[name].parameters())} | taken.pop(name)

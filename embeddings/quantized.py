@@ -9,7 +9,7 @@ A row of D weights is D bytes, a float32 scale and a float32 bias (int8), or D/2
 R rows, D columns, W bytes of a row, N ids in all (jagged), B bags.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -133,6 +133,40 @@ class StoredBags(nn.Module):
                 weights_N = bags.weights() if self.is_weighted else None
                 pooled.append(table.pooled(bags.values(), bags.offsets(), weights_N, mean=mean))
         return KeyedTensor(keys=self.keys, values=torch.cat(pooled, dim=1), length_per_key=self.widths)
+
+    def means(
+        self, features: KeyedJaggedTensor, bags: Collection[str], shared: Collection[str], together: int
+    ) -> dict[str, Tensor]:
+        """What `embeddings.tables.means` makes of the sums, and of the shared features a row a request.
+
+        Args:
+            features: of the candidates of requests.
+            bags: features that may have more ids than one.
+            shared: features that are the same for the candidates of a request.
+            together: candidates of a request, which follow each other.
+        """
+        found: dict[str, Tensor] = {}
+        ends, names = features.offset_per_key(), features.keys()
+        place = {name: number for number, name in enumerate(names)}
+        length_FB, weights = features.lengths().view(len(names), -1), features.weights_or_none()
+        for config, table in zip(self.configs, self.tables.values(), strict=True):
+            assert isinstance(table, StoredTable)
+            for name in config.feature_names:
+                mine = slice(ends[place[name]], ends[place[name] + 1])
+                ids_N, step = features.values()[mine], together if name in shared else 1
+                if name not in bags:
+                    found[name] = table.gathered(ids_N[::step])
+                    continue
+                lengths_B = length_FB[place[name]]
+                starts_B, lengths_R = (lengths_B.cumsum(0) - lengths_B)[::step], lengths_B[::step]
+                weights_N = None if weights is None else weights[mine]
+                if step > 1:
+                    slices = zip(starts_B.tolist(), lengths_R.tolist(), strict=True)
+                    first_N = torch.cat([torch.arange(start, start + length) for start, length in slices])
+                    ids_N, weights_N = ids_N[first_N], None if weights_N is None else weights_N[first_N]
+                offsets = torch.cat([lengths_R.new_zeros(1), lengths_R.cumsum(0)])
+                found[name] = table.pooled(ids_N, offsets, weights_N, mean=weights_N is None)
+        return found
 
 
 class StoredSequences(nn.Module):

@@ -139,6 +139,19 @@ def _inputs(module: ModuleType, source: str, params: Any) -> tuple[str, ...]:
     return module.inputs(source, params) if hasattr(module, "inputs") else (source,)
 
 
+def of_request(spec: FeatureSpec) -> bool:
+    """Whether its declaration says that it is the same for all candidates of a request.
+
+    What is counted, or read beside other columns, may be the person's alone all the same.
+    """
+    entity, column = spec.source.split(".")
+    if hasattr(transform_of(spec), "inputs"):
+        return False
+    return entity in ("user", "history") or (
+        entity == "request" and (column == "timestamp" or column.startswith("history"))
+    )
+
+
 def transform_of(spec: FeatureSpec) -> ModuleType:
     """The transform that a feature names."""
     module = registry.load("features.transforms", spec.transform, f"features.{spec.name}.transform")

@@ -1,10 +1,11 @@
 """A multi-layer perceptron over all numbers of all features: interactions that have no formula."""
 
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from features.settings import Settings
 from recsys.interactions._contract import Interaction
+from recsys.modules.candidates import Candidates
 from recsys.modules.mlp import mlp
 
 
@@ -26,6 +27,12 @@ class Deep(Interaction):
     def forward(self, x_BFD: Tensor) -> Tensor:
         """[B, F, D] → [B, K]."""
         return self.mlp(x_BFD.flatten(1))
+
+    def of_candidates(self, x: Candidates) -> Tensor:
+        """The same of candidates."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return self.mlp[1:](x.linear(first.weight, first.bias))
 
 
 def build(config: Config, features: int, dim: int) -> Deep:

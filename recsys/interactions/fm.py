@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from features.settings import Settings
-from recsys.interactions._contract import Interaction
-from recsys.interactions.compression import mixtures
+from recsys.interactions._contract import Interaction, mixtures
+from recsys.modules.candidates import Candidates
 
 
 class Config(Settings):
@@ -21,7 +21,10 @@ class Config(Settings):
 
 
 class FactorisationMachine(Interaction):
-    """x_BFD → y_BK with K = F · C: products of the features with C mixtures of them."""
+    """x_BFD → y_BK with K = C · F: products of C mixtures of the features with each of them.
+
+    Mixtures come first, for on CPU that takes half the time of the transposed products.
+    """
 
     def __init__(self, features: int, rank: int) -> None:
         super().__init__()
@@ -32,7 +35,11 @@ class FactorisationMachine(Interaction):
     def forward(self, x_BFD: Tensor) -> Tensor:
         """[B, F, D] → [B, K]."""
         mixed_BCD = mixtures(self.mix.weight, x_BFD)
-        return self.norm(torch.bmm(x_BFD, mixed_BCD.transpose(1, 2)).flatten(1))
+        return self.norm(torch.bmm(mixed_BCD, x_BFD.transpose(1, 2)).flatten(1))
+
+    def of_candidates(self, x: Candidates) -> Tensor:
+        """The same of candidates."""
+        return self.norm(x.products(x.mixtures(self.mix.weight)).flatten(1))
 
 
 def build(config: Config, features: int, dim: int) -> FactorisationMachine:

@@ -54,7 +54,7 @@ class DHEN(Ranker):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The outputs of `OverArch`."""
-        return self.over_arch(self.interaction_arch(self.vectors(batch)).flatten(1))
+        return self.over_arch(self.interaction_arch(self.candidates(batch)).flatten(1))
 
 
 def interactions(config: Config, features: int, dim: int) -> list[Interaction]:

@@ -37,7 +37,7 @@ class DLRM(Ranker):
         x_BFD = self.vectors(batch)
         over_BK = self.interaction_arch(x_BFD)
         if self.has_dense:
-            over_BK = torch.cat([x_BFD[:, 0], over_BK], dim=1)
+            over_BK = torch.cat([x_BFD[:, len(self.shared)], over_BK], dim=1)
         return self.over_arch(over_BK)
 
 

@@ -53,7 +53,7 @@ class Wukong(Ranker):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The outputs of `OverArch`."""
-        return self.over_arch(self.interaction_arch(self.vectors(batch)).flatten(1))
+        return self.over_arch(self.interaction_arch(self.candidates(batch)).flatten(1))
 
 
 def build(config: Config, schema: Schema, device: torch.device) -> Wukong:

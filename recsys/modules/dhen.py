@@ -5,18 +5,19 @@ onto a projected shortcut, and normalises: xₙ₊₁ = norm(Σᵢ projectionᵢ
 after it sees interactions of interactions of several kinds.
 
 Projections of numbers are summed by one product of all that is put side by side. Those of vectors, the shortcut among
-them, are added up as they come: side by side they would be the largest tensor of the layer, and a copy.
+them, are added to it in place as they come: side by side they would be the largest tensor of the layer, and a copy.
 
 B examples, F features, D their common width, G vectors after a layer, V vectors and K numbers of all modules.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from recsys.interactions._contract import Interaction
-from recsys.interactions.compression import mixtures
+from recsys.interactions._contract import Interaction, mixtures
+from recsys.modules.candidates import Candidates
 
 
 class DHENLayer(nn.Module):
@@ -32,6 +33,7 @@ class DHENLayer(nn.Module):
             out: G.
         """
         super().__init__()
+        self.features = features
         self.interactions = nn.ModuleList(interactions)
         self.of_vectors = [module.out_vectors > 0 for module in interactions]
         vectors = features + sum(module.out_vectors for module in interactions)
@@ -40,15 +42,20 @@ class DHENLayer(nn.Module):
         self.numbers = nn.Linear(numbers, out * dim) if numbers else None
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BFD: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Candidates) -> Tensor:
         """[B, F, D] → [B, G, D]."""
-        found = [module(x_BFD) for module in self.interactions]
-        vectors = [x_BFD, *(y for y, vectors in zip(found, self.of_vectors, strict=True) if vectors)]
-        weights = self.mix.weight.split([part.shape[1] for part in vectors], dim=1)
-        y_BGD = mixtures(weights[0], x_BFD)
+        y_BGD = None
         if self.numbers is not None:
-            numbers = [y for y, vectors in zip(found, self.of_vectors, strict=True) if not vectors]
-            y_BGD = y_BGD + self.numbers(torch.cat(numbers, dim=1)).view_as(y_BGD)
-        for weight_GV, part_BVD in zip(weights[1:], vectors[1:], strict=True):
-            y_BGD = mixtures(weight_GV, part_BVD, onto=y_BGD)
+            said = [part.of(x) for part, vectors in zip(self.ensemble, self.of_vectors, strict=True) if not vectors]
+            y_BGD = self.numbers(torch.cat(said, dim=1)).unflatten(1, (-1, self.norm.weight.shape[0]))
+        makers = [part for part, vectors in zip(self.ensemble, self.of_vectors, strict=True) if vectors]
+        weights = self.mix.weight.split([self.features, *(part.out_vectors for part in makers)], dim=1)
+        y_BGD = x.mixtures(weights[0], y_BGD) if isinstance(x, Candidates) else mixtures(weights[0], x, y_BGD)
+        for weight_GV, part in zip(weights[1:], makers, strict=True):
+            y_BGD = part.mixed(x, weight_GV, y_BGD)
         return self.norm(y_BGD)
+
+    @property
+    def ensemble(self) -> list[Interaction]:
+        """The interactions."""
+        return cast("list[Interaction]", list(self.interactions))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recsys.interactions.compression import Compression
 from recsys.interactions.fm import FactorisationMachine
+from recsys.modules.candidates import Candidates
 from recsys.modules.mlp import mlp
 
 
@@ -33,7 +34,11 @@ class WukongLayer(nn.Module):
         self.shortcut = nn.Identity() if features == out else Compression(features, dim, out)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x_BFD: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Candidates) -> Tensor:
         """[B, F, D] → [B, G, D]."""
-        products_BCD = self.products(self.machine(x_BFD)).unflatten(1, (-1, x_BFD.shape[2]))
-        return self.norm(torch.cat([products_BCD, self.compression(x_BFD)], dim=1) + self.shortcut(x_BFD))
+        if isinstance(self.shortcut, Compression):
+            onto_BGD = self.shortcut.of(x)
+        else:
+            onto_BGD = x.whole_BFD if isinstance(x, Candidates) else x
+        products_BCD = self.products(self.machine.of(x)).unflatten(1, (-1, onto_BGD.shape[2]))
+        return self.norm(torch.cat([products_BCD, self.compression.of(x)], dim=1) + onto_BGD)

@@ -9,7 +9,8 @@ from torch import nn
 from features import registry
 from features.errors import InputError
 from recsys.interactions import attention, cross, dot, fm
-from recsys.interactions._contract import Interaction
+from recsys.interactions._contract import Interaction, mixtures
+from recsys.modules.candidates import Candidates
 from recsys.modules.dhen import DHENLayer
 
 BATCH, FEATURES, DIM = 5, 6, 4
@@ -53,6 +54,21 @@ def test_gradients_reach_every_input_and_every_weight(module: ModuleType):
     assert x_BFD.grad is not None
     assert x_BFD.grad.abs().amin(2).gt(0).all()
     assert all(weight.grad is not None and weight.grad.any() for weight in interaction.parameters())
+
+
+def test_candidates_of_requests_are_rows(module: ModuleType):
+    """Six candidates of two requests, which share four features."""
+    interaction = made(module)
+    shared_RSD, own_BCD = some()[:2, :4], torch.cat([some(2), some(3)])[:6, 4:]
+    x = Candidates(shared_RSD, own_BCD)
+    x_BFD = torch.cat([shared_RSD.repeat_interleave(3, dim=0), own_BCD], dim=1)
+    torch.testing.assert_close(x.whole_BFD, x_BFD)
+    expected = interaction(x_BFD)
+    torch.testing.assert_close(interaction.of_candidates(x), expected)
+    if interaction.out_vectors:
+        weight_MG, onto = torch.randn(3, interaction.out_vectors), torch.randn(6, 3, DIM)
+        mixed = mixtures(weight_MG, expected, onto.clone())
+        torch.testing.assert_close(interaction.mixed(x, weight_MG, onto), mixed)
 
 
 def test_it_is_not_linear_unless_it_says_so(module: ModuleType):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from embeddings.batch import Batch, Columns, Share, ranking_batch
 from embeddings.catalogue import Catalogue
 from embeddings.histories import Histories, retrieval_batch
+from embeddings.quantized import Form, StoredTable, quantize, table_names, with_tables
 from embeddings.sharding import table_parameters
 from features import registry
 from features.graph import Config as GraphConfig
@@ -26,6 +27,8 @@ from features.labels import FittedTask
 from features.schema import FeatureSpec, Schema
 from features.settings import Settings
 from recsys.losses import Links
+from recsys.modules.candidates import Candidates
+from recsys.modules.ranker import Ranker
 from recsys.scorer import LearnedScorer
 from recsys.tasks import RankingLoss, RankingTask, RetrievalTask
 from tests.batches import catalogue, histories, looked_up, questions
@@ -401,3 +404,26 @@ def test_candidates_of_one_request_need_its_history_once(case: Case):
     with torch.inference_mode():
         alone, together = (model(columns.batch(together=count))["logits_BT"] for count in (1, 5))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@models("ranker")
+@pytest.mark.parametrize("form", ["fp32", "int8"])
+def test_what_candidates_share_is_computed_once_for_them(case: Case, form: Form):
+    """With stored tables, as a bundle has them: of three requests, and of one."""
+    model = case.made()
+    assert isinstance(model, Ranker)
+    weights = dict(model.named_parameters())
+    tables = {name: StoredTable(form, quantize(weights[name].detach(), form)) for name in table_names(model)}
+    with_tables(model, tables)
+    frame = examples(3)
+    frame = pl.concat([frame[row : row + 1] for row in range(3) for _ in range(5)]).with_columns(
+        item_id=np.arange(15) % (ITEMS + 1), price=np.linspace(-1, 1, 15, dtype=np.float32)
+    )
+    columns = Columns.of(frame, SCHEMA)
+    one = Columns.of(frame[5:10], SCHEMA)
+    with torch.inference_mode():
+        apart, together = (model(columns.batch(together=count)) for count in (1, 5))
+        alone = model(one.batch(together=5))
+        assert isinstance(model.candidates(one.batch(together=5)), Candidates)
+    torch.testing.assert_close(together["logits_BT"], apart["logits_BT"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(alone["logits_BT"], apart["logits_BT"][5:10], atol=1e-5, rtol=0)
