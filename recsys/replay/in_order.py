@@ -126,3 +126,7 @@ class InOrder(Recommender):
     ) -> dict[str, np.ndarray]:
         """What was found for all of the batch, of the request whose turn it is."""
         return self._said
+
+    def close(self) -> None:
+        """Release the store."""
+        self.store.close()

@@ -47,7 +47,7 @@ def verdict(result: dict[str, Any]) -> str:
         )
     return (
         f"{first} is ahead: {MAIN} {policies[first][MAIN]:.4f} over {events}, against {policies[second][MAIN]:.4f} of "
-        f"{second}; {apart}, which is no chance."
+        f"{second}; {apart}, which is real after correction."
     )
 
 

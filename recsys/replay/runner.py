@@ -49,6 +49,10 @@ class Asked(Protocol):
         """Events have happened."""
         ...
 
+    def close(self) -> None:
+        """Release files and connections."""
+        ...
+
 
 class Policy(Protocol):
     """What can be loaded by any process."""
@@ -186,6 +190,8 @@ def work(task: Task, worker: int, workers: int, advance: Callable[[int], None] =
                 found.append(entry)
             advance(number * task.rows + last)
         write_part(task.part(number), found, list(asked))
+    for policy in asked.values():
+        policy.close()
 
 
 def batches(events: int, size: int) -> Iterator[tuple[int, int]]:

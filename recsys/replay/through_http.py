@@ -27,6 +27,8 @@ class Config(Settings):
     """Environment variable that holds the API key; where it is not set, none is sent."""
     speed: float | None = Field(default=None, gt=0)
     """How many times as fast as it was recorded; None: as fast as it goes."""
+    context: tuple[str, ...] = ()
+    """Context columns of the log that are sent with a request."""
     timeout: float = Field(default=30.0, gt=0)
     """Seconds to wait for an answer."""
 
@@ -67,16 +69,21 @@ class Client:
 
     http: httpx.Client
     config: Config
-    context_columns: Sequence[str] = ()
     _began: tuple[float, int] | None = field(default=None)
     """When the first event was replayed here, seconds of the monotonic clock, and when it was recorded, ms."""
+
+    @property
+    def context_columns(self) -> Sequence[str]:
+        """Columns that are sent."""
+        return self.config.context
 
     def feeds(self, events: Sequence[Event], requests: Sequence[Request]) -> list[Response]:
         """Ask and tell, one event after the other; latency is what is waited here."""
         found: list[Response] = []
         for event, request in zip(events, requests, strict=True):
             self._wait(event.timestamp)
-            question = {"user_id": request.user_id, "k": request.k, "timestamp": request.timestamp}
+            question: dict[str, Any] = {"user_id": request.user_id, "k": request.k, "timestamp": request.timestamp}
+            question |= {"context": dict(request.context)} if request.context else {}
             began = time.perf_counter()
             answer = self._post("/v1/recommend", question)
             waited = (time.perf_counter() - began) * 1000
@@ -89,6 +96,10 @@ class Client:
         names = ("user_id", "item_id", "timestamp", "action", "value")
         told = [{name: getattr(event, name) for name in names} for event in events]
         self._post("/v1/events", {"events": told})
+
+    def close(self) -> None:
+        """Hang up."""
+        self.http.close()
 
     def _wait(self, timestamp: int) -> None:
         if self.config.speed is None:

@@ -168,8 +168,12 @@ def server(finished_run: FinishedRun, tmp_path: Path) -> Iterator[str]:
     service.recommender.store.close()
 
 
-def test_a_server_shows_what_the_recommender_shows(config: Path, server: str, tmp_path: Path) -> None:
+def test_a_server_shows_what_the_recommender_shows(
+    config: Path, server: str, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    context = str(list(policy(finished_run).load().context_columns))
     options = ["--replay.directory", str(tmp_path), "--replay.http.url", server, "--replay.through", "http"]
+    options += ["--replay.http.context", context]
     found = dispatch.run(config, [*options, "--replay.max_events", "40"])
     lists = shown(tmp_path / "replay-small")
     assert lists["server.items"].to_list() == lists["full.items"].to_list()
