@@ -83,6 +83,11 @@ class Policy:
         return pl.read_parquet(self.bundle / "users.parquet")
 
     @property
+    def people(self) -> pl.DataFrame:
+        """What is known of anybody, of those too whom the bundle has not met."""
+        return self.users if self.examples is None else pl.read_parquet(self.examples.parent / "users.parquet")
+
+    @property
     def snapshot(self) -> Path:
         """What had happened when its test part began."""
         return self.bundle / "snapshot"

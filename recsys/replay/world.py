@@ -58,7 +58,7 @@ class World:
             history = all_met.join(people, on="user_id").join(codes, on="item_id").select("user", "item", "timestamp")
         if users is not None:
             people = people.join(
-                users.drop("index").drop_nulls("user_id"), on="user_id", how="left", maintain_order="left"
+                users.drop("index", strict=False).drop_nulls("user_id"), on="user_id", how="left", maintain_order="left"
             )
         return cls(log, items, history, met, people, has_clock)
 

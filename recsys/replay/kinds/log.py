@@ -135,7 +135,7 @@ def replay(
     world = World.load(
         directory,
         reference and reference.snapshot,
-        reference.users if reference else None,
+        reference.people if reference else None,
         has_clock=tail.has_clock,
     )
     result = results.assemble(directory, names, world, config) | {"log": {"source": tail.source, **tail.counts}}
