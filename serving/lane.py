@@ -26,8 +26,8 @@ class Config(Settings):
     wait_ms: float = Field(default=50.0, gt=0)
     """A request that would wait longer for the model is refused with 503: those that are accepted stay fast."""
     batch: int = Field(default=4, ge=1)
-    """The most feeds that are computed together, of those that wait: most of what a call costs, it costs for any number.
-    Nobody is waited for. 1: one by one."""
+    """The most feeds that are computed together, of those that wait: most of what a call costs is the same for any
+    number. Nobody is waited for. 1: one by one."""
     shadows: int = Field(default=16, ge=0)
     """The most shadow requests that wait for a moment without others; further ones are dropped."""
 

@@ -6,9 +6,7 @@ has to know is read in its turn; only the models see them together.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -18,28 +16,25 @@ from features.online import Counts, Event, Id, Increment, MemoryStore
 from recsys.inference import Recommender, Request, Response
 
 
-@dataclass
 class TurnStore(MemoryStore):
     """A store that tells a batch of requests, each in its turn, what was so before the event that it is about.
 
     Histories are applied at once, and remembered as each request has to see them; counters follow behind.
     """
 
-    ahead: MemoryStore = field(init=False)
-    """Whose histories have all that has happened."""
-    behind: MemoryStore = field(init=False)
-    """Whose counters are those of the turn."""
-    _before: dict[Id, deque[tuple[Event, ...]]] = field(default_factory=dict)
-    """Of each person of the batch the histories that its requests see, in their order."""
-    _waiting: deque[list[tuple[Event, Sequence[Increment]]]] = field(default_factory=deque)
-    """What each event of the batch does to the counters, as far as their turn has not come."""
-
-    def __post_init__(self) -> None:
-        self.ahead, self.behind = MemoryStore(self.retain), MemoryStore(self.retain)
+    def __init__(self, retain: int) -> None:
+        """`retain`: events kept in a history."""
+        super().__init__(retain)
+        self._behind = MemoryStore(retain)
+        """Whose counters are those of the turn."""
+        self._before: dict[Id, deque[tuple[Event, ...]]] = {}
+        """Of each person of the batch the histories that its requests see, in their order."""
+        self._waiting: deque[list[tuple[Event, Sequence[Increment]]]] = deque()
+        """What each event of the batch does to the counters, as far as their turn has not come."""
 
     def hold(self, user_id: Id) -> None:
         """An event of this person is next: the request about it sees what is now."""
-        self._before.setdefault(user_id, deque()).append(self.ahead.history(user_id))
+        self._before.setdefault(user_id, deque()).append(super().history(user_id))
         self._waiting.append([])
 
     def turn(self) -> None:
@@ -47,7 +42,7 @@ class TurnStore(MemoryStore):
         if not self._waiting:
             return
         for event, increments in self._waiting.popleft():
-            self.behind.append([event], [increments])
+            self._behind.append([event], [increments])
 
     def end(self) -> None:
         """The batch is done: the counters catch up."""
@@ -56,27 +51,27 @@ class TurnStore(MemoryStore):
         while self._waiting:
             self.turn()
 
-    def append(self, events: Sequence[Event], increments: Sequence[Sequence[Increment]]) -> Any:
+    def append(self, events: Sequence[Event], increments: Sequence[Sequence[Increment]]) -> np.ndarray:
         """Apply events; inside a batch, counters later."""
         if self._waiting:
             self._waiting[-1].extend(zip(events, increments, strict=True))
         else:
-            self.behind.append(events, increments)
-        return self.ahead.append(events, [()] * len(events))
+            self._behind.append(events, increments)
+        return super().append(events, [()] * len(events))
 
     def history(self, user_id: Id) -> tuple[Event, ...]:
         """What the next request of this person sees."""
         held = self._before.get(user_id)
-        return held.popleft() if held else self.ahead.history(user_id)
+        return held.popleft() if held else super().history(user_id)
 
     def counts(self, keys: np.ndarray) -> Counts:
         """The counters at the turn."""
-        return self.behind.counts(keys)
+        return self._behind.counts(keys)
 
-    def seed(self, histories: Any, counters: pl.DataFrame, *more: Any) -> bool:
+    def seed(self, histories: Mapping[Id, Sequence[Event]], counters: pl.DataFrame, meaning: str = "") -> bool:
         """Fill an empty store."""
-        self.behind.seed({}, counters)
-        return self.ahead.seed(histories, counters.clear(), *more)
+        self._behind.seed({}, counters)
+        return super().seed(histories, counters.clear(), meaning)
 
 
 class InOrder(Recommender):
@@ -108,11 +103,14 @@ class InOrder(Recommender):
     ) -> Columns:
         """The features of each request's candidates at its turn."""
         # What the retriever says depends on no counter.
-        said = super().retrieved(requests, histories, items_BR, score_BR) if self._asks_retriever else {}
+        said = super().retrieved(requests, histories, items_BR, score_BR, self._of_retriever)
         width, found = items_BR.shape[1], list[Columns]()
         for b in range(len(requests)):
             one = slice(b, b + 1)
-            self._said = {name: column[b * width : (b + 1) * width] for name, column in said.items()}
+            self._said = {
+                name: column[one] if column.ndim > 1 else column[b * width : (b + 1) * width]
+                for name, column in said.items()
+            }
             found.append(super().encode(requests[one], histories[one], items_BR[one], score_BR[one]))
             self.store.turn()
         return Columns.join(found)
@@ -123,6 +121,7 @@ class InOrder(Recommender):
         histories: Sequence[Sequence[Event]],
         items_BR: np.ndarray,
         score_BR: np.ndarray,
+        columns: Collection[str],
     ) -> dict[str, np.ndarray]:
         """What was found for all of the batch, of the request whose turn it is."""
         return self._said

@@ -7,7 +7,8 @@ A policy that is trained goes the way of every run: examples, checkpoint, bundle
 """
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from recsys.calibration import Calibration
 from recsys.config import RunConfig, baseline_configs
 from recsys.inference import Recommender, Request
 from recsys.resume import Training
+from recsys.retrieval import Retrieval
 from recsys.roles import ModelConfig, RetrieverConfig, open_catalogue
 from recsys.scorer import Scorer
 from recsys.stored import StoredModel
@@ -70,14 +72,16 @@ class Reference:
         return np.array(drawn, dtype=np.float32).reshape(len(requests), len(items))
 
 
-class ReferenceRecommender(Recommender):
-    """A `Recommender` whose retriever is a `Reference`; it needs to know who asks, and no history."""
+@dataclass(frozen=True, kw_only=True)
+class ReferenceRetrieval(Retrieval):
+    """A retriever that needs to know who asks, and no history."""
 
     reference: Reference
+    item_ids: list[Any]
 
-    def retrieval_scores(self, requests: Any, histories: Any) -> np.ndarray:
+    def scores(self, requests: Sequence[Request], histories: Sequence[Sequence[Event]]) -> np.ndarray:
         """float32 [B, I + 1]; −inf for what must not be shown."""
-        score_BI = super().retrieval_scores(requests, histories)
+        score_BI = super().scores(requests, histories)
         items = np.array(self.item_ids[1:], dtype=np.int64)
         found = np.pad(self.reference.scores(list(requests), items), ((0, 0), (1, 0)))
         return np.where(np.isfinite(score_BI), found, -np.inf).astype(np.float32)
@@ -120,8 +124,10 @@ def fit(world: World, policy: Policy, run: RunConfig, path: Path, examples: Path
         bundle = _counted(sections, examples)
         config = run.recommend.model_copy(update={"index": "exact"})
         if policy.kind in KNOWING:
-            recommender = ReferenceRecommender(bundle, store, config, _Nothing(bundle.items.height), rank=False)
-            recommender.reference = Reference(world, policy.kind)
+            recommender = Recommender(bundle, store, config, _Nothing(bundle.items.height), rank=False)
+            parts = {each.name: getattr(recommender.retrieval, each.name) for each in fields(recommender.retrieval)}
+            reference = Reference(world, policy.kind)
+            recommender.retrieval = ReferenceRetrieval(**parts, reference=reference, item_ids=recommender.item_ids)
         else:
             settings = baseline_configs(run, path)[policy.kind]
             known = Examples.open(examples).interactions(0, 1)
