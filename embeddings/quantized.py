@@ -96,7 +96,7 @@ class StoredTable(nn.Module):
         if self.form == "fp32":
             return nn.functional.embedding(ids_N, self.rows)
         # Gathering packed rows first, to unpack them after, takes 2 to 12 times as long as bags of one.
-        return self.pooled(ids_N, torch.arange(len(ids_N) + 1), None, mean=False)
+        return self.pooled(ids_N.contiguous(), torch.arange(len(ids_N) + 1), None, mean=False)
 
     def whole(self) -> Tensor:
         """All rows; float32 [R, D]: a copy, unless they are fp32."""

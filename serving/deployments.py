@@ -8,11 +8,13 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from features.counters import milliseconds
 from features.errors import InputError
 from serving import rollout
 from serving.api import build
 from serving.config import Arguments, Config
 from serving.deployed import Deployed
+from serving.expiry import Expiry
 from serving.service import Service
 from serving.store import open_store
 
@@ -38,6 +40,7 @@ class Replica:
         # Where the replicas of a host leave their metrics for each other.
         figures = directory / "metrics" / str(section.port)
         self.service = Service(variants, store, section, directory, figures)
+        self.expiry = Expiry(store, milliseconds(section.store.expire_every) / 1000)
         self.service.metrics.read(
             "deployment", "Number of the deployment served, and asked for.", "which", variants.numbers
         )

@@ -162,7 +162,9 @@ class EventMessage(Message):
     user_id: Id
     item_id: Id
     event_id: Text = Field(default="", description="the same id is applied once, however often it is sent")
-    timestamp: Timestamp | None = Field(default=None, description="now if not given")
+    timestamp: Timestamp | None = Field(
+        default=None, description="now if not given; a time that is yet to come counts as now"
+    )
     action: Annotated[StrictStr, Field(max_length=64)] = Field(
         default="", description="what happened, as the log names it"
     )

@@ -22,7 +22,7 @@ async def post_events(posted: EventsRequest, service: Serving, told: Telling) ->
         Event(
             user_id=model.user(event.user_id),
             item_id=model.item(event.item_id),
-            timestamp=now if event.timestamp is None else event.timestamp,
+            timestamp=now if event.timestamp is None else min(event.timestamp, now),
             action=event.action,
             value=event.value,
             event_id=event.event_id,

@@ -40,14 +40,16 @@ class Config(Settings):
     """Events kept in a history, at most as many as `[prepare] retain` says; None: as many. With less than
     `[prepare] max_history` models see less than they were trained on, and what is forgotten may be shown again."""
     retain_for: str | None = None
-    """How old an event of a history may be, as `90d`: an older one is not told any more, and deleted by `expire`. None:
-    any age."""
+    """How old an event of a history may be, as `90d`: an older one is not told any more, and deleted later. None: any
+    age."""
+    expire_every: str = "6h"
+    """How often a server deletes what is too old, as `6h`."""
     ids: int = Field(default=2000, ge=1000)
     """Ids of events that are remembered of a person, the last ones; at least as many as one batch may have."""
     ids_for: str = "1d"
     """How long they are remembered, as `24h`: an event that is sent again within it is not applied again."""
 
-    @field_validator("retain_for", "ids_for")
+    @field_validator("retain_for", "ids_for", "expire_every")
     @classmethod
     def _is_duration(cls, value: str | None) -> str | None:
         if value is not None:

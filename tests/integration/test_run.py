@@ -10,6 +10,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from features.errors import InputError
+from recsys import bundle as bundles
 from recsys import cli
 from tests.conftest import FinishedRun
 
@@ -166,7 +168,10 @@ def test_missing_stage_and_foreign_bundle_are_named(
     schema = tmp_path / "small" / "bundle" / "time" / "schema.json"
     schema.write_text(schema.read_text().replace('"dim": 16', '"dim": 8'))
     text = said(capsys, "serve", str(finished_run.config), *finished_run.options, *moved)
-    assert "the bundle was made with schema" in text
+    assert "schema.json: has" in text
+    assert "run `recsys export` again" in text
+    with pytest.raises(InputError, match="the bundle was made with schema"):
+        bundles.load(schema.parent)
 
 
 def test_taken_port_is_named(finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,11 @@ def checkpoints(examples: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def exported(examples: Path, checkpoints: Path, out: Path, **settings: Any) -> dict[str, Any]:
     retriever, ranker = (RETRIEVER, checkpoints / "retriever"), (RANKER, checkpoints / "ranker")
     models = {"retriever": RETRIEVER.model_dump(mode="json"), "ranker": RANKER.model_dump(mode="json")}
-    defaults = {"prepare": pipeline.Config(), "recommend": inference.Config()}
+    # As the fixture's world was prepared.
+    defaults = {
+        "prepare": pipeline.Config(max_history=12, history_actions=("click", "like", "share")),
+        "recommend": inference.Config(),
+    }
     sections = models | {"tables": {}} | {name: section.model_dump(mode="json") for name, section in defaults.items()}
     wanted = export.Config(**settings)
     return export.export(examples, examples, retriever, ranker, {}, {}, wanted, sections, out, {"has_clock": True})

@@ -25,7 +25,7 @@ from recsys.config_file import read_toml
 from recsys.inference import Recommender, Request, requests_of
 from recsys.roles import list_metrics
 from recsys.stages import Run
-from serving import app
+from serving.deploy import require_schema
 
 SMALL = Path(__file__).parents[2] / "configs" / "synthetic" / "small.toml"
 
@@ -237,7 +237,7 @@ def test_somebody_unknown_gets_what_is_popular_in_its_order(trained: Trained):
 
 def test_a_server_and_a_plan_know_its_schema(trained: Trained):
     run = trained.run
-    app._require_schema(run.config, run.path, trained.time.bundle)
+    require_schema(run.config, run.path, trained.time.bundle)
     planned = plan.plan_run(run.config, run.path, None, None, None)
     assert planned["ranker"]
 

@@ -152,11 +152,16 @@ def test_what_batch_evaluation_measures_too_is_the_same(finished_run: FinishedRu
 @pytest.fixture
 def server(finished_run: FinishedRun, tmp_path: Path) -> Iterator[str]:
     from serving.api import build
+    from serving.config import Config as ServeConfig
     from serving.service import Service
-    from serving.store import Config as StoreConfig
+    from serving.variants import Variants
 
     one = policy(finished_run)
-    service = Service(one.bundle, one.recommend, StoreConfig(durable=False), tmp_path / "store")
+    store = MemoryStore()
+    variants = Variants.of_bundle(one.bundle, store, one.recommend)
+    variants.control.model.recommender.seed()
+    patient = ServeConfig.model_validate({"lane": {"deadline_ms": 30_000, "wait_ms": 30_000}})
+    service = Service(variants, store, patient, tmp_path / "service")
     running = uvicorn.Server(uvicorn.Config(build(service), port=0, log_level="error"))
     thread = threading.Thread(target=running.run)
     thread.start()
@@ -165,7 +170,7 @@ def server(finished_run: FinishedRun, tmp_path: Path) -> Iterator[str]:
     yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
     running.should_exit = True
     thread.join()
-    service.recommender.store.close()
+    service.close()
 
 
 def test_a_server_shows_what_the_recommender_shows(
