@@ -9,11 +9,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from features import registry
-from features.errors import InputError, StoreError
 from serving.gate import Gate, problem, told_of
-from serving.lane import Overloaded, TooLate
 from serving.protocol import Problem
-from serving.service import NotWritten, Service
+from serving.refusals import ERRORS, refused
+from serving.service import Service
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": says}
@@ -47,9 +46,13 @@ def build(service: Service) -> FastAPI:
         app.include_router(registry.load("serving.endpoints", name, "endpoint").router)
     app.add_middleware(Gate, service=service)
 
-    @app.exception_handler(InputError)
-    async def refuse(request: Request, error: InputError) -> JSONResponse:
-        return problem(told_of(request), 422, str(error))
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        refusal = refused(service, error)
+        assert refusal is not None
+        return problem(told_of(request), *refusal)
+
+    for kind in ERRORS:
+        app.add_exception_handler(kind, refuse)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -62,24 +65,5 @@ def build(service: Service) -> FastAPI:
         answer = problem(told_of(request), error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(Overloaded)
-    async def overloaded(request: Request, error: Overloaded) -> JSONResponse:
-        service.metrics.refused.labels(reason="overload").inc()
-        return problem(told_of(request), 503, "too many requests wait; come again later", error.retry_after_s)
-
-    @app.exception_handler(TooLate)
-    async def too_late(request: Request, error: TooLate) -> JSONResponse:
-        service.metrics.refused.labels(reason="deadline").inc()
-        return problem(told_of(request), 503, "not answered before the deadline; come again later", 1)
-
-    @app.exception_handler(StoreError)
-    async def no_store(request: Request, error: StoreError) -> JSONResponse:
-        return problem(told_of(request), 503, f"the store cannot be used, send it again later: {error}", 1)
-
-    @app.exception_handler(NotWritten)
-    async def not_written(request: Request, error: NotWritten) -> JSONResponse:
-        detail = f"the log of events cannot be written ({error}), and nothing was applied; send it again later"
-        return problem(told_of(request), 503, detail, 10)
 
     return app

@@ -53,6 +53,8 @@ def serve(config: RunConfig, path: Path) -> None:
         Keys(config.directory / section.keys)
     if section.address == "local":
         require_free(section.host, section.port)
+        if section.grpc.port is not None:
+            require_free(section.host, section.grpc.port, "grpc.port")
     os.environ.update(environment() | _own_ports())
     _until_signal(section, lambda: _start(section, arguments(config, section)))
 
@@ -76,7 +78,7 @@ def _say_what_is_newer(config: RunConfig, control: rollout.Part, path: Path) -> 
         print(f"{path} has {what} than is deployed; `recsys deploy {path}` puts it into service", file=sys.stderr)
 
 
-def require_free(host: str, port: int) -> None:
+def require_free(host: str, port: int, field: str = "port") -> None:
     """Refuse a port that is taken, which HAProxy would only say after a long start."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -84,8 +86,8 @@ def require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"serve.port = {port} on {host} cannot be used ({error.strerror}); stop what listens there or set "
-                "--serve.port"
+                f"serve.{field} = {port} on {host} cannot be used ({error.strerror}); stop what listens there or set "
+                f"--serve.{field}"
             ) from None
 
 
@@ -117,13 +119,15 @@ def environment() -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # Of gRPC, in bytes, where the default is 2 GB; `serve.limits.body_kb` says how long a request may be.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(16 * 2**20),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
 def _own_ports() -> dict[str, str]:
     """Ports that are fixed by default, which would let only one server run on a host."""
-    names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT")
+    names = ("HAPROXY_METRICS_PORT", "HAPROXY_STATS_PORT", "FALLBACK_PROXY_HTTP_PORT", "FALLBACK_PROXY_GRPC_PORT")
     return {f"RAY_SERVE_{name}": str(free_port()) for name in names}
 
 
@@ -131,7 +135,7 @@ def _start(section: Config, told: Arguments) -> None:
     import ray
     from ray import serve as ray_serve
 
-    from serving.deployments import Replica, options
+    from serving.deployments import Replica, grpc_options, options
 
     fewest = section.replicas if section.autoscaling is None else section.autoscaling.min_replicas
     cores = ray.cluster_resources().get("CPU", 0.0)
@@ -141,7 +145,9 @@ def _start(section: Config, told: Arguments) -> None:
             "serve.cpus or the number of replicas"
         )
     quiet: dict[str, Any] = {"log_level": "ERROR", "enable_access_log": False}
-    ray_serve.start(http_options={"host": section.host, "port": section.port}, logging_config=quiet)
+    ray_serve.start(
+        http_options={"host": section.host, "port": section.port}, logging_config=quiet, **grpc_options(section)
+    )
     ray_serve.run(Replica.options(**options(section)).bind(told), name=APPLICATION, logging_config=quiet)
     print(
         f"serving on http://{section.host}:{section.port}: a feed to look at; /ops has figures, /docs the API; Ctrl-C "

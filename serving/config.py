@@ -63,6 +63,13 @@ class Kubernetes(Settings):
         return self
 
 
+class Grpc(Settings):
+    """The section [serve.grpc]: the calls of `serving/feed.proto`, beside HTTP."""
+
+    port: int | None = Field(default=None, ge=1, le=65535)
+    """Port to listen on, at `serve.host`; None: no gRPC."""
+
+
 class Config(service.Config):
     """The section [serve]."""
 
@@ -90,11 +97,15 @@ class Config(service.Config):
     """How often a replica looks whether something else is asked for, s."""
     store: StoreConfig = StoreConfig()
     """Histories and counters."""
+    grpc: Grpc = Grpc()
+    """Feeds over gRPC."""
     kubernetes: Kubernetes = Kubernetes()
     """What a KubeRay manifest says of pods."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.grpc.port == self.port:
+            raise ValueError(f"grpc.port = {self.port} is the port of HTTP too; take another")
         scaled = self.autoscaling
         if scaled is not None and scaled.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError(

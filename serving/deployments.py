@@ -7,14 +7,16 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
+from ray.serve.grpc_util import RayServegRPCContext
 
 from features.counters import milliseconds
 from features.errors import InputError
-from serving import rollout
+from serving import feed_pb2, rollout
 from serving.api import build
 from serving.config import Arguments, Config
 from serving.deployed import Deployed
 from serving.expiry import Expiry
+from serving.grpc_feed import Feed
 from serving.service import Service
 from serving.store import open_store
 
@@ -41,6 +43,7 @@ class Replica:
         figures = directory / "metrics" / str(section.port)
         self.service = Service(variants, store, section, directory, figures)
         self.expiry = Expiry(store, milliseconds(section.store.expire_every) / 1000)
+        self.feed = Feed(self.service)
         self.service.metrics.read(
             "deployment", "Number of the deployment served, and asked for.", "which", variants.numbers
         )
@@ -48,6 +51,16 @@ class Replica:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve after the constructor, so that the application has the service."""
         return build(self.service)
+
+    async def Recommend(
+        self, said: feed_pb2.RecommendRequest, grpc_context: RayServegRPCContext
+    ) -> feed_pb2.RecommendResponse:
+        """As `feed.proto` names it; Ray finds a call by its name, and by that of the second parameter."""
+        return await self.feed.recommend(said, grpc_context)
+
+    async def Rank(self, said: feed_pb2.RankRequest, grpc_context: RayServegRPCContext) -> feed_pb2.RankResponse:
+        """As `feed.proto` names it."""
+        return await self.feed.rank(said, grpc_context)
 
 
 def options(section: Config) -> dict[str, Any]:
@@ -59,6 +72,13 @@ def options(section: Config) -> dict[str, Any]:
     if section.autoscaling is None:
         return found | {"num_replicas": section.replicas}
     return found | {"autoscaling_config": section.autoscaling.model_dump()}
+
+
+def grpc_options(section: Config) -> dict[str, Any]:
+    """Where Ray listens for calls, in the words of a Serve config; nothing where it does not."""
+    if section.grpc.port is None:
+        return {}
+    return {"grpc_options": {"port": section.grpc.port, "grpc_servicer_functions": ["serving.grpc_server.register"]}}
 
 
 def application(told: Arguments) -> Application:

@@ -14,11 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from features.online import Id
 from serving import auth
+from serving.admission import Refusal, admit, lacks, too_long
 
 if TYPE_CHECKING:
     from serving.service import Service
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _BEARER = HTTPBearer(auto_error=False, description="a key that `python -m serving.keys` has made")
 
 
@@ -44,7 +45,6 @@ class Gate:
 
     def __init__(self, app: ASGIApp, service: "Service") -> None:
         self._app, self._service = app, service
-        self._most = service.config.limits.body_kb * 1024
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it before its body is read; then write down what became of it."""
@@ -52,9 +52,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
-        told = Told(request_id, time.monotonic())
+        told = Told(request_id(headers.get(b"x-request-id", b"").decode("latin-1")), time.monotonic())
         scope.setdefault("state", {})["told"] = told
         started, read = False, 0
 
@@ -62,8 +60,8 @@ class Gate:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self._most:
-                raise HTTPException(413, self._too_long())
+            if (refusal := too_long(self._service, read)) is not None:
+                raise HTTPException(refusal.status, refusal.detail)
             return message
 
         async def marked(message: Message) -> None:
@@ -77,7 +75,7 @@ class Gate:
         try:
             refusal = self._refusal(scope["path"], headers, told)
             if refusal is not None:
-                await refusal(scope, receive, marked)
+                await problem(told, *refusal)(scope, receive, marked)
             else:
                 await self._app(scope, limited, marked)
         except Exception as error:
@@ -87,32 +85,23 @@ class Gate:
         finally:
             self._service.leave(told, getattr(scope.get("route"), "path", "unmatched"))
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes], told: Told) -> JSONResponse | None:
-        """The answer to a request that is not let in."""
-        service = self._service
+    def _refusal(self, path: str, headers: dict[bytes, bytes], told: Told) -> Refusal | None:
+        """Why a request is not let in."""
         if path.startswith("/v1/") or path == "/metrics":
-            if service.keys is None:
-                told.key = auth.ANYBODY
-            elif (presented := headers.get(b"authorization")) is not None:
-                kind, _, secret = presented.decode("latin-1").partition(" ")
-                told.key = service.keys.find(secret.strip()) if kind.lower() == "bearer" else None
-                if told.key is None:
-                    service.metrics.refused.labels(reason="key").inc()
-                    return problem(told, 401, "this key is not known; send one in the header Authorization: Bearer …")
-            if told.key is not None and (wait := service.rates.take(told.key.name, told.key.rate)):
-                service.metrics.refused.labels(reason="rate").inc()
-                return problem(told, 429, "more requests than this key may send; send fewer a second", wait)
+            presented = headers.get(b"authorization")
+            refusal = admit(self._service, told, None if presented is None else presented.decode("latin-1"))
+            if refusal is not None:
+                return refusal
         try:
             length = int(headers.get(b"content-length", b"0"))
         except ValueError:
             length = 0
-        if length > self._most:
-            service.metrics.refused.labels(reason="size").inc()
-            return problem(told, 413, self._too_long())
-        return None
+        return too_long(self._service, length)
 
-    def _too_long(self) -> str:
-        return f"the body is longer than {self._most:,} bytes; send less at a time"
+
+def request_id(given: str) -> str:
+    """What a caller has named a request, where that can be a name; else one of our own."""
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def told_of(request: Request) -> Told:
@@ -140,11 +129,9 @@ def _needs(scope: auth.Scope) -> params.Depends:
     async def check(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> None:
-        key = told_of(request).key
-        if key is None:
-            raise HTTPException(401, "a key is needed; send one in the header Authorization: Bearer …")
-        if scope not in key.scopes:
-            raise HTTPException(403, f"the key {key.name!r} has no scope {scope!r}; make one that has it")
+        refusal = lacks(told_of(request), scope)
+        if refusal is not None:
+            raise HTTPException(refusal.status, refusal.detail)
 
     return Depends(check)
 

@@ -21,12 +21,12 @@ from features.manifest import write_text
 from recsys.config import RunConfig
 from serving.app import APPLICATION, environment
 from serving.config import Arguments, Config, Kubernetes
-from serving.deployments import Replica, options
+from serving.deployments import Replica, grpc_options, options
 
 SERVE, RAYSERVICE = "serve.yaml", "rayservice.yaml"
 
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
-"""Of the head; `serve` is added as the config has it."""
+"""Of the head; `serve` and `grpc` are added as the config has them."""
 
 _HEAD = """\
 # Written by `recsys manifests`. Before `kubectl apply`:
@@ -70,6 +70,7 @@ def serve_config(told: Arguments) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": section.host, "port": section.port},
+        **grpc_options(section),
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
         "applications": [
             {
@@ -87,8 +88,9 @@ def ray_service(name: str, told: Arguments) -> dict[str, Any]:
     """A `RayService` of `ray.io/v1`: a head that answers nobody, and workers with the replicas."""
     section, own = told.serve, told.serve.kubernetes
     scaled = section.autoscaling
-    head = _pod(own, {**PORTS, "serve": section.port}, cpus=own.head_cpus, memory=own.head_memory)
-    worker = _pod(own, {"serve": section.port}, cpus=own.worker_cpus, memory=own.worker_memory)
+    ports = {"serve": section.port} if section.grpc.port is None else {"serve": section.port, "grpc": section.grpc.port}
+    head = _pod(own, {**PORTS, **ports}, cpus=own.head_cpus, memory=own.head_memory)
+    worker = _pod(own, ports, cpus=own.worker_cpus, memory=own.worker_memory)
     # Ray's agent answers on every host; only hosts with a replica have a proxy that does.
     head["containers"][0]["readinessProbe"] = _probe("/api/local_raylet_healthz", 52365)
     worker["containers"][0]["readinessProbe"] = _probe("/-/healthz", section.port)
