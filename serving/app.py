@@ -149,9 +149,10 @@ def _start(section: Config, told: Arguments) -> None:
         http_options={"host": section.host, "port": section.port}, logging_config=quiet, **grpc_options(section)
     )
     ray_serve.run(Replica.options(**options(section)).bind(told), name=APPLICATION, logging_config=quiet)
+    calls = "" if section.grpc.port is None else f"gRPC on {section.host}:{section.grpc.port}; "
     print(
-        f"serving on http://{section.host}:{section.port}: a feed to look at; /ops has figures, /docs the API; Ctrl-C "
-        "stops it",
+        f"serving on http://{section.host}:{section.port}: a feed to look at; /ops has figures, /docs the API; {calls}"
+        "Ctrl-C stops it",
         file=sys.stderr,
         flush=True,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -162,6 +163,23 @@ def test_what_is_popular_comes_before_the_deadline_of_the_call(client: Client, s
     assert (ranked.fallback, ranked.items[0].item_id.number) == (pb.FALLBACK_DEADLINE, 5)
     # What is the server's to say is not heeded where the caller says it.
     assert stub.Recommend(ASKED, metadata=[(REMAINING, "soon")]).fallback == pb.FALLBACK_NONE
+
+
+def test_who_leaves_before_the_answer_is_logged_as_over_http(client: Client, stub: FeedStub, tmp_path: Path) -> None:
+    free = threading.Event()
+    assert client.service.lane.later(free.wait)
+    try:
+        call = stub.Recommend.future(ASKED)
+        until = time.monotonic() + 30
+        while client.service.lane.depth().waiting == 0 and time.monotonic() < until:
+            time.sleep(0.01)
+        call.cancel()
+        log = tmp_path / "requests.jsonl"
+        while not log.read_text() and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        free.set()
+    assert json.loads(log.read_text())["status"] == 499
 
 
 def test_calls_are_logged_and_counted_as_requests(client: Client, stub: FeedStub, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
 from features.errors import InputError
@@ -13,6 +14,7 @@ from recsys.config_file import read_toml
 from serving import manifests
 from serving.app import check
 from serving.config import Arguments
+from serving.grpc_server import register
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "configs" / "serve" / "cluster.toml"
@@ -54,6 +56,21 @@ def test_kuberay_finds_what_it_needs(written: dict[str, Any]) -> None:
         volumes = {volume["name"] for volume in group["template"]["spec"]["volumes"]}
         assert volumes == set(mounted)
         assert Path(inner.applications[0].args["run"]).is_relative_to(mounted["runs"])
+
+
+def test_calls_have_their_port_in_both_files(tmp_path: Path) -> None:
+    config = configs.load(CLUSTER, ["--serve.grpc.port", "9000"])
+    found = manifests.write(config, check(config, CLUSTER), tmp_path)["files"]
+    alone, service = (yaml.safe_load(Path(path).read_text()) for path in found)
+    inner = yaml.safe_load(service["spec"]["serveConfigV2"])
+    for written in (alone, inner):
+        options = ServeDeploySchema.model_validate(written).grpc_options
+        assert options.port == 9000
+        assert gRPCOptions.model_validate(options.model_dump()).grpc_servicer_func_callable == [register]
+    worker = service["spec"]["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]
+    assert {"name": "grpc", "containerPort": 9000} in worker["ports"]
+    with pytest.raises(InputError, match=r"grpc\.port = 8000 is the port of HTTP too; take another"):
+        check(configs.load(CLUSTER, ["--serve.grpc.port", "8000"]), CLUSTER)
 
 
 def test_a_store_of_one_host_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 
@@ -19,8 +20,10 @@ from features.online import MemoryStore
 from recsys import bundle as bundles
 from recsys import inference
 from recsys.inference import Recommender, Request
+from serving import feed_pb2
 from serving.app import free_port
 from serving.client import Feedline, Refused
+from serving.feed_pb2_grpc import FeedStub
 from serving.protocol import EventMessage, RecommendRequest
 from tests.conftest import ROOT, FinishedRun
 
@@ -28,12 +31,18 @@ DAY_MS = 86_400_000
 
 
 @pytest.fixture(scope="module")
-def server(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def grpc_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def server(finished_run: FinishedRun, grpc_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address. Ray takes most of a minute to start: one for all tests."""
     folder = tmp_path_factory.mktemp("server")
     port = free_port()
     options = {
         "port": port,
+        "grpc.port": grpc_port,
         "replicas": 2,
         "cpus": 0.5,
         "store.path": folder / "state",
@@ -92,6 +101,36 @@ def test_a_thousand_feeds_over_http_equal_the_recommenders_own(server: str, fini
         expected = own.recommend(Request(user_id=user, k=10, timestamp=moment))
         assert [item.item_id for item in feed.items] == [item.item_id for item in expected.items]
         assert [item.score for item in feed.items] == pytest.approx([item.score for item in expected.items], abs=1e-4)
+
+
+def test_a_call_is_answered_as_a_request(server: str, grpc_port: int) -> None:
+    with Feedline(server) as feedline, grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+        expected = feedline.recommend(RecommendRequest(user_id=1, k=10, timestamp=1_800_000_000_000))
+        said = feed_pb2.RecommendRequest(user_id=feed_pb2.Id(number=1), k=10, timestamp=1_800_000_000_000)
+        feed = FeedStub(channel).Recommend(said, timeout=30)
+        assert [item.item_id.number for item in feed.items] == [item.item_id for item in expected.items]
+        assert [item.score for item in feed.items] == pytest.approx([item.score for item in expected.items], abs=1e-4)
+        with pytest.raises(grpc.RpcError) as refused:
+            FeedStub(channel).Recommend(feed_pb2.RecommendRequest(k=10), timeout=30)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.value.details() == "user_id: Field required"
+
+
+def test_the_deadline_of_a_call_arrives(server: str, grpc_port: int) -> None:
+    """The service's own is half a minute: who gets what is popular has been heard with a deadline of 40 ms."""
+    said, hurried = feed_pb2.RecommendRequest(user_id=feed_pb2.Id(number=1), k=10), False
+    with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel, ThreadPoolExecutor(8) as many:
+        stub, until = FeedStub(channel), time.monotonic() + 60
+
+        def ask(_: int) -> bool:
+            try:
+                return stub.Recommend(said, timeout=0.04).fallback == feed_pb2.FALLBACK_DEADLINE
+            except grpc.RpcError:
+                return False
+
+        while not hurried and time.monotonic() < until:
+            hurried = any(many.map(ask, range(32)))
+    assert hurried
 
 
 def test_one_scrape_speaks_for_all_replicas(server: str) -> None:
