@@ -120,6 +120,9 @@ class Lane:
         timer = loop.call_at(loop.time() + max(0.0, due - now), self._expire, job)
         try:
             return await job.future
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
         finally:
             timer.cancel()
 
@@ -162,6 +165,10 @@ class Lane:
         if job.future.done():
             return
         job.future.set_exception(TooLate())
+        self._withdraw(job)
+
+    def _withdraw(self, job: _Job) -> None:
+        """Nobody waits for its answer any more."""
         with self._changed:
             if job in self._state.waiting:
                 self._state.waiting.remove(job)
