@@ -50,9 +50,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 import ray
 from ray import serve
-from serving.app import _environment
+from serving.app import _own_ports, environment
 
-os.environ.update(_environment())
+os.environ.update(environment() | _own_ports())
 app = FastAPI()
 
 class Asks(BaseModel):
