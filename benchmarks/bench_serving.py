@@ -7,8 +7,8 @@
 `configs/synthetic/feed.toml`: 500 candidates are retrieved down the tree and ranked by a DHEN, k = 20. Requests come at
 random moments, 50 a second on average, for people with a history (`_load.py`), from the same cores that serve. In the
 same run, one after the other: an application that does nothing behind the same ingress; the usual way to serve, FastAPI
-and FAISS (`_peer_serving.py`). The saturation rate is the highest of a geometric ladder at which 99 % are answered by the
-model, half a second late at most at p99; then twice as many are sent.
+and FAISS (`_peer_serving.py`). The saturation rate is the highest of a geometric ladder at which 99 % are answered by
+the model, half a second late at most at p99; then twice as many are sent.
 """
 
 import argparse
