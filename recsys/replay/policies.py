@@ -20,6 +20,7 @@ from features.settings import Settings
 from recsys import bundle as bundles
 from recsys import config as configs
 from recsys import inference
+from recsys.baselines import popularity
 from recsys.bundle import Bundle
 from recsys.evaluate import fit_baselines
 from recsys.inference import Request
@@ -97,14 +98,14 @@ class Policy:
         bundle = _bundle(self.bundle)
         store = TurnStore(retain=bundle.config["prepare"]["retain"])
         recommender = InOrder(bundle, store, self.recommend, self._scorer(bundle), rank=self.rank)
-        if self.baseline == "popularity":
-            recommender.scorer = recommender.fallback
         recommender.seed()
         # The first request waits for much that later ones find ready.
         recommender.recommend(Request(user_id=self.users["user_id"][-1], k=1))
         return recommender
 
     def _scorer(self, bundle: Bundle) -> Scorer | None:
+        if self.baseline == "popularity" and self.settings is None:
+            return popularity.from_counts(bundles.item_counts(bundle))
         if self.baseline is None or self.settings is None or self.examples is None:
             return None
         return fit_baselines(self.examples, bundle.items, {self.baseline: self.settings})[self.baseline]

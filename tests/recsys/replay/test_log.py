@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -20,7 +21,7 @@ from features.examples import Examples
 from features.online import MemoryStore
 from recsys import bundle as bundles
 from recsys import config as configs
-from recsys.inference import Recommender
+from recsys.inference import Recommender, Request
 from recsys.replay import dispatch, fit, logs, runner
 from recsys.replay.policies import Policy
 from tests.conftest import ROOT, FinishedRun
@@ -147,6 +148,16 @@ def test_what_batch_evaluation_measures_too_is_the_same(finished_run: FinishedRu
     for name, other in (("full", "system"), ("retriever", "retrieval")):
         for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10"):
             assert found["policies"][name][metric] == pytest.approx(finished_run.results[other][metric], abs=1e-6)
+
+
+def test_popularity_answers_by_popularity(finished_run: FinishedRun) -> None:
+    full = policy(finished_run)
+    popular = replace(full, name="popularity", baseline="popularity", rank=False).load()
+    users = pl.read_parquet(full.bundle / "users.parquet")["user_id"].to_list()[1:4]
+    for user in users:
+        asked = Request(user_id=user, k=10, timestamp=0, exclude_seen=False)
+        found = [item.score for item in popular.recommend(asked).items]
+        assert found == [item.score for item in popular.popular(asked).items]
 
 
 @pytest.fixture
