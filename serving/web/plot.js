@@ -5,7 +5,7 @@ import { el, svg } from "./dom.js";
 const HEIGHT = 150;
 const FEW = 3;
 const SHORTEST = 60_000;
-const MARGIN = { top: 8, right: 8, bottom: 22, left: 52 };
+const MARGIN = { top: 8, right: 8, bottom: 22, left: 62 };
 
 /** A plot of lines over the last `span` milliseconds. */
 export class Plot {

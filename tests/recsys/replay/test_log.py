@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import polars as pl
 import pytest
 import tomli_w
@@ -203,10 +204,11 @@ def test_the_recorded_speed_is_kept() -> None:
     from recsys.replay.through_http import Client
     from recsys.replay.through_http import Config as HttpConfig
 
-    client = Client(None, HttpConfig(speed=100))  # type: ignore[arg-type]
-    began = time.monotonic()
-    for timestamp in (5_000, 10_000, 25_000):
-        client._wait(timestamp)
+    with httpx.Client() as nobody:
+        client = Client(nobody, HttpConfig(speed=100))
+        began = time.monotonic()
+        for timestamp in (5_000, 10_000, 25_000):
+            client._wait(timestamp)
     assert 0.2 <= time.monotonic() - began < 0.4
 
 
